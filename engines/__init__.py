@@ -1,0 +1,1 @@
+"""One protocol, ``Graph``, and what implements it. Engine libraries are imported lazily."""

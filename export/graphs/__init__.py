@@ -1,0 +1,1 @@
+"""ONNX graphs of the reference models, built by hand from standard operators."""

@@ -1,0 +1,1 @@
+"""PyTorch reference models, written for reading. They define the arithmetic; graphs must equal them."""

@@ -1,0 +1,1 @@
+"""Cost model, benchmarks, quality and reports."""

@@ -1,0 +1,70 @@
+"""Shape of the semantic language model (Griffin; facts: paper section 3.2, RecurrentGemma)."""
+
+import struct
+from typing import Literal, Self
+
+from pydantic import PositiveFloat, PositiveInt, model_validator
+
+from .base import Shape
+
+Block = Literal["recurrent", "attention"]
+
+
+class LMShape(Shape):
+    """A Griffin language model.
+
+    ``blocks`` lists the temporal block of every layer, in order. The recurrence's gates are
+    block-diagonal with ``heads`` blocks of e/h.
+    """
+
+    vocab: PositiveInt
+    width: PositiveInt
+    lru_width: PositiveInt
+    heads: PositiveInt
+    kv_heads: PositiveInt
+    head_dim: PositiveInt
+    window: PositiveInt
+    mlp_width: PositiveInt
+    blocks: tuple[Block, ...]
+    rope: Literal["half", "none"] = "half"
+    rope_base: PositiveFloat = 10_000.0
+    soft_cap: PositiveFloat | None = 30.0
+    scale_embedding: bool = True
+    activation: Literal["gelu_tanh", "silu", "gelu"] = "gelu_tanh"
+    norm_eps: PositiveFloat = 1e-6
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.lru_width % self.heads:
+            raise ValueError(f"lru_width {self.lru_width} is not a multiple of heads {self.heads}")
+        if self.heads % self.kv_heads:
+            raise ValueError(f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}")
+        if self.rope == "half" and self.head_dim % 4:
+            raise ValueError(f"rope 'half' needs head_dim divisible by 4, not {self.head_dim}")
+        if not self.blocks:
+            raise ValueError("blocks is empty: a model needs at least one layer")
+        return self
+
+    @property
+    def layers(self) -> int:
+        """Number of residual blocks."""
+        return len(self.blocks)
+
+    @property
+    def embedding_scale(self) -> float:
+        """sqrt(d) rounded to bfloat16, as the reference has it (50.5 at d = 2560)."""
+        if not self.scale_embedding:
+            return 1.0
+        return _round_to_bfloat16(float(self.width) ** 0.5)
+
+
+def griffin_blocks(layers: int) -> tuple[Block, ...]:
+    """The fixed pattern recurrent, recurrent, attention over ``layers`` layers."""
+    return tuple("attention" if i % 3 == 2 else "recurrent" for i in range(layers))
+
+
+def _round_to_bfloat16(value: float) -> float:
+    (bits,) = struct.unpack("<I", struct.pack("<f", value))
+    bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
+    (rounded,) = struct.unpack("<f", struct.pack("<I", bits))
+    return float(rounded)

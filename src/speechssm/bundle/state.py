@@ -1,0 +1,20 @@
+"""The state schema: which tensors a row carries from step to step."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from .shapes.base import Shape
+
+
+class StateTensor(Shape):
+    """One state tensor of one row.
+
+    A graph reads it as ``in_<name>`` and writes it as ``out_<name>``, both with the row axis b in
+    front of ``shape``. Names are C identifiers, so inputs and outputs sort alike (Triton #8586).
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")
+    kind: Literal["lru", "conv", "key", "value", "position", "tail"]
+    shape: tuple[int, ...]
+    dtype: Literal["float32", "float16", "int64"] = "float32"
