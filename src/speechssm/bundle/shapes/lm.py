@@ -30,6 +30,7 @@ class LMShape(Shape):
     rope_base: PositiveFloat = 10_000.0
     soft_cap: PositiveFloat | None = 30.0
     scale_embedding: bool = True
+    tied_head: bool = True
     activation: Literal["gelu_tanh", "silu", "gelu"] = "gelu_tanh"
     norm_eps: PositiveFloat = 1e-6
 
@@ -44,6 +45,11 @@ class LMShape(Shape):
         if not self.blocks:
             raise ValueError("blocks is empty: a model needs at least one layer")
         return self
+
+    @property
+    def gate_width(self) -> int:
+        """Width of one block of the block-diagonal gates: e/h."""
+        return self.lru_width // self.heads
 
     @property
     def layers(self) -> int:

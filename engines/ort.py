@@ -1,0 +1,203 @@
+"""ONNX Runtime, on CPU or CUDA, behind the ``Graph`` protocol.
+
+Which provider runs is judged by what the session really got: ONNX Runtime falls back to the CPU with
+no more than a log line when CUDA's libraries are missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+
+from speechssm.bundle import GraphEntry
+from speechssm.bundle.manifest import Value
+from speechssm.errors import EngineError
+
+from .protocol import Array, Bindings, as_dtype
+
+Provider = Literal["cpu", "cuda"]
+PROVIDERS: dict[str, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+@dataclass(frozen=True)
+class OrtOptions:
+    """How a session is made. ``threads`` 0 lets ONNX Runtime use every core."""
+
+    provider: Provider = "cpu"
+    threads: int = 0
+    custom_ops: Path | None = None
+    """Library of cpp_ext; it is named by the caller, never by a bundle."""
+
+
+def import_onnxruntime() -> ModuleType:
+    """The onnxruntime module, or EngineError naming both extras."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise EngineError(
+            "no ONNX Runtime is installed: run 'pip install speechssm[cpu]', or 'pip install speechssm[gpu]' for CUDA"
+        ) from error
+    module: ModuleType = onnxruntime
+    return module
+
+
+class OrtGraph:
+    """One graph in an ONNX Runtime session."""
+
+    def __init__(self, name: str, path: Path, entry: GraphEntry, options: OrtOptions | None = None) -> None:
+        options = options or OrtOptions()
+        self.name = name
+        self.entry = entry
+        self._ort = import_onnxruntime()
+        self._session: Any = self._open(path, options)
+        self._check_signature()
+        granted = self._session.get_providers()
+        wanted = PROVIDERS[options.provider]
+        if wanted not in granted:
+            self.close()
+            raise EngineError(
+                f"{wanted} was asked for but the session got {', '.join(granted)}: install speechssm[gpu] without "
+                "onnxruntime beside it, with CUDA 13 and cuDNN 9, and check 'speechssm doctor'"
+            )
+        self.provider: str = wanted
+        self._device = "cuda" if options.provider == "cuda" else "cpu"
+
+    def _open(self, path: Path, options: OrtOptions) -> Any:
+        ort = self._ort
+        settings = ort.SessionOptions()
+        settings.intra_op_num_threads = options.threads
+        settings.inter_op_num_threads = 1
+        settings.log_severity_level = 3
+        # A spinning pool would take the second core from whoever shares the machine.
+        settings.add_session_config_entry("session.intra_op.allow_spinning", "0" if options.threads == 1 else "1")
+        if options.custom_ops is not None:
+            settings.register_custom_ops_library(str(options.custom_ops))
+        providers = [PROVIDERS[options.provider]]
+        if options.provider != "cpu":
+            providers.append(PROVIDERS["cpu"])
+        try:
+            return ort.InferenceSession(str(path), settings, providers=providers)
+        except Exception as error:  # ONNX Runtime raises its own family of exceptions, all from Exception
+            raise EngineError(f"ONNX Runtime cannot load {path}: {_first_line(error)}") from error
+
+    def _check_signature(self) -> None:
+        for kind, declared, found in (
+            ("input", self.entry.inputs, self._session.get_inputs()),
+            ("output", self.entry.outputs, self._session.get_outputs()),
+        ):
+            wanted = {v.name: v for v in declared}
+            actual = {v.name: v for v in found}
+            if wanted.keys() != actual.keys():
+                odd = sorted(wanted.keys() ^ actual.keys())
+                raise EngineError(f"graph {self.name}: the file and the manifest disagree about {kind} {odd[0]}")
+            for name, value in actual.items():
+                if _ORT_TYPES.get(value.type) != wanted[name].dtype or len(value.shape) != len(wanted[name].axes):
+                    raise EngineError(
+                        f"graph {self.name}: {kind} {name} is {value.type} of rank {len(value.shape)} in the file, "
+                        f"{wanted[name].dtype} of rank {len(wanted[name].axes)} in the manifest"
+                    )
+
+    def bind(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> Bindings:
+        """See :class:`Graph`. On CUDA the host buffers are copied in and out by ONNX Runtime."""
+        binding = self._live().io_binding()
+        keep: list[Any] = []
+        sizes: dict[str, int] = {}
+        for values, given, attach in (
+            (self.entry.inputs, inputs, binding.bind_ortvalue_input),
+            (self.entry.outputs, outputs, binding.bind_ortvalue_output),
+        ):
+            _check_names(self.name, values, given)
+            for value in values:
+                array = given[value.name]
+                _check_array(self.name, value, array, sizes)
+                tied = self._ort.OrtValue.ortvalue_from_numpy(array)
+                keep.append(tied)
+                attach(value.name, tied)
+        return OrtBindings(binding, keep)
+
+    def run(self, bindings: Bindings) -> None:
+        """See :class:`Graph`."""
+        assert isinstance(bindings, OrtBindings)
+        try:
+            self._live().run_with_iobinding(bindings.binding)
+        except EngineError:
+            raise
+        except Exception as error:
+            raise EngineError(f"graph {self.name} failed: {_first_line(error)}") from error
+
+    def call(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
+        """See :class:`Graph`."""
+        _check_names(self.name, self.entry.inputs, inputs)
+        sizes: dict[str, int] = {}
+        for value in self.entry.inputs:
+            _check_array(self.name, value, inputs[value.name], sizes)
+        try:
+            results: list[Array] = self._live().run(list(outputs), dict(inputs))
+        except EngineError:
+            raise
+        except Exception as error:
+            raise EngineError(f"graph {self.name} failed: {_first_line(error)}") from error
+        return results
+
+    def close(self) -> None:
+        """See :class:`Graph`."""
+        self._session = None
+
+    def _live(self) -> Any:
+        if self._session is None:
+            raise EngineError(f"graph {self.name} was closed: load the model again")
+        return self._session
+
+
+@dataclass
+class OrtBindings:
+    """An ONNX Runtime I/O binding and the values it points at."""
+
+    binding: Any
+    keep: list[Any]
+
+
+_ORT_TYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+    "tensor(bool)": "bool",
+}
+
+
+def _check_names(graph: str, values: Sequence[Value], given: Mapping[str, Array]) -> None:
+    names = {v.name for v in values}
+    if names != given.keys():
+        odd = sorted(names ^ given.keys())
+        what = "is missing" if odd[0] in names else "is not of this graph"
+        raise EngineError(f"graph {graph}: {odd[0]} {what}")
+
+
+def _check_array(graph: str, value: Value, array: Array, sizes: dict[str, int]) -> None:
+    """Type, layout and axes; ``sizes`` remembers what each axis letter stands for in this call."""
+    if array.dtype != as_dtype(value.dtype) or not array.flags.c_contiguous or array.ndim != len(value.axes):
+        raise EngineError(
+            f"graph {graph}: {value.name} must be C-contiguous {value.dtype} of rank {len(value.axes)}, "
+            f"got {array.dtype} of rank {array.ndim}"
+        )
+    for axis, size in zip(value.axes, array.shape, strict=True):
+        wanted = axis if isinstance(axis, int) else sizes.setdefault(axis, size)
+        if size != wanted:
+            raise EngineError(f"graph {graph}: {value.name} has {size} along {axis}, expected {wanted}")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def provider_names() -> list[str]:
+    """Providers this ONNX Runtime was built with; a session may still not get them."""
+    return list(import_onnxruntime().get_available_providers())
+
+
+__all__ = ["PROVIDERS", "OrtBindings", "OrtGraph", "OrtOptions", "Provider", "import_onnxruntime", "provider_names"]

@@ -1,0 +1,234 @@
+"""Nodes of the Griffin layers, shared by the step and the chunk graph.
+
+What is per token (norms, projections, gates, MLP) works on rows (r,d) and does not care whether the
+rows are b streams or t x b tokens. What carries state takes exactly one token for each of b streams;
+the chunk graph puts the same nodes inside a Scan. Equal nodes on equal shapes are what makes whole,
+chunked and stepwise runs equal bit for bit (S1).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from speechssm.bundle import limits
+from speechssm.bundle.shapes import LMShape
+
+from .builder import BOOL, FLOAT, GraphBuilder
+
+PART = "lm"
+"""The bundle part whose safetensors file holds the weights."""
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """Emits nodes into ``g`` for a model of ``shape`` whose weights are stored as ``stored``."""
+
+    g: GraphBuilder
+    shape: LMShape
+    stored: int = FLOAT
+
+    # weights
+
+    def matrix(self, name: str, rows: int, columns: int) -> str:
+        """A (rows, columns) weight in the bundle's storage type."""
+        return self.g.weight(PART, name, (rows, columns), self.stored)
+
+    def vector(self, name: str, *sizes: int) -> str:
+        """A small weight, always float32: norms, biases and decay decide the accuracy of everything."""
+        return self.g.weight(PART, name, sizes, FLOAT)
+
+    # rows
+
+    def embed(self, tokens: str) -> str:
+        """tokens (r) -> (r,d), scaled."""
+        s = self.shape
+        table = self.matrix("embed", s.vocab, s.width)
+        rows = self.g.op("Gather", table, tokens, axis=0)
+        return self.g.op("Mul", rows, self.g.const(np.float32(s.embedding_scale)))
+
+    def norm(self, x: str, name: str) -> str:
+        """RMSNorm over the last axis of (r,d); the stored vector is 1 + scale."""
+        g = self.g
+        mean = g.op("ReduceMean", g.op("Mul", x, x), g.const([-1]), keepdims=1)
+        rms = g.op("Sqrt", g.op("Add", mean, g.const(np.float32(self.shape.norm_eps))))
+        return g.op("Mul", g.op("Div", x, rms), self.vector(name, self.shape.width))
+
+    def linear(self, x: str, name: str, fan_in: int, fan_out: int, *, bias: bool = True) -> str:
+        """(r, fan_in) -> (r, fan_out)."""
+        y = self.g.op("MatMul", x, self.matrix(f"{name}.weight", fan_in, fan_out))
+        return self.g.op("Add", y, self.vector(f"{name}.bias", fan_out)) if bias else y
+
+    def activation(self, x: str) -> str:
+        """The shape's activation."""
+        g = self.g
+        if self.shape.activation == "silu":
+            return g.op("Mul", x, g.op("Sigmoid", x))
+        return g.op("Gelu", x, approximate="tanh" if self.shape.activation == "gelu_tanh" else "none")
+
+    def mlp(self, x: str, name: str) -> str:
+        """(r,d) -> (r,d)."""
+        s = self.shape
+        gate = self.activation(self.linear(x, f"{name}.gate", s.width, s.mlp_width))
+        up = self.linear(x, f"{name}.up", s.width, s.mlp_width)
+        return self.linear(self.g.op("Mul", gate, up), f"{name}.down", s.mlp_width, s.width)
+
+    def logits(self, x: str) -> str:
+        """(r,d) -> (r,v), soft-capped."""
+        g, s = self.g, self.shape
+        head = self.matrix("embed" if s.tied_head else "head", s.vocab, s.width)
+        y = g.op("Gemm", x, head, transB=1)
+        if s.soft_cap is None:
+            return y
+        cap = g.const(np.float32(s.soft_cap))
+        return g.op("Mul", g.op("Tanh", g.op("Div", y, cap)), cap)
+
+    def lru_coefficients(self, u: str, name: str, first: str) -> tuple[str, str]:
+        """u (r,e), first (r,1) bool -> a_t and sqrt(1 - a_t^2) i_t u_t, both (r,e).
+
+        The gates' block-diagonal maps are one Einsum; c = -8 softplus(decay) is folded at export.
+        """
+        g, s = self.g, self.shape
+        blocks = g.op("Reshape", u, g.const([-1, s.heads, s.gate_width]))
+        gates = []
+        for gate in ("input_gate", "recurrence_gate"):
+            weight = g.weight(PART, f"{name}.{gate}.weight", (s.heads, s.gate_width, s.gate_width), self.stored)
+            mapped = g.op("Einsum", blocks, weight, equation="bhi,hij->bhj")
+            flat = g.op("Reshape", mapped, g.const([-1, s.lru_width]))
+            gates.append(g.op("Sigmoid", g.op("Add", flat, self.vector(f"{name}.{gate}.bias", s.lru_width))))
+        i, r = gates
+        log_a = g.op("Mul", r, self.vector(f"{name}.log_decay", s.lru_width))
+        zero, one = g.const(np.float32(0)), g.const(np.float32(1))
+        a = g.op("Where", first, zero, g.op("Exp", log_a))
+        # 1 - a^2 = -expm1(2 log a) = -2 T / (1 - T) with T = tanh(log a): exact to a rounding where a is
+        # near 1, where subtracting a^2 from 1 would lose half of the digits.
+        t = g.op("Tanh", log_a)
+        complement = g.op("Div", g.op("Mul", t, g.const(np.float32(-2))), g.op("Sub", one, t))
+        factor = g.op("Where", first, one, g.op("Sqrt", complement))
+        return a, g.op("Mul", factor, g.op("Mul", i, u))
+
+    def conv(self, taps: list[str], name: str) -> str:
+        """Four taps (r,e), oldest first -> (r,e), in one fixed order of additions."""
+        g, e = self.g, self.shape.lru_width
+        y = self.vector(f"{name}.conv.bias", e)
+        for j, tap in enumerate(taps):
+            y = g.op("Add", y, g.op("Mul", tap, self.vector(f"{name}.conv.{j}", e)))
+        return y
+
+    # one token for each stream
+
+    def lru_step(self, a: str, x: str, state: str) -> str:
+        """h = a h + x on (b,e)."""
+        return self.g.op("Add", self.g.op("Mul", a, state), x)
+
+    def attend(self, q: str, k: str, v: str, key: str, value: str, position: str) -> str:
+        """q (b,h*k), k and v (b,g,1,k), rings (b,w,g,k), position (b,1) -> (b,h*k).
+
+        The scores are laid out [ring slots 0..w-1 | self]. Ring and self are multiplied apart, so that
+        the ring is read where it lies and never copied beside the new key.
+        """
+        g, s = self.g, self.shape
+        # A single query row would take MLAS's vector path, whose sums depend on the shape: two rows do not.
+        group = s.heads // s.kv_heads
+        doubled = group == 1
+        q = g.op("Reshape", q, g.const([-1, s.kv_heads, group, s.head_dim]))
+        if doubled:
+            q = g.op("Concat", q, q, axis=2)
+        ring_k = self._heads_first(key)
+        ring_v = self._heads_first(value)
+        past = g.op("MatMul", q, g.op("Transpose", ring_k, perm=[0, 1, 3, 2]))
+        own = g.op("ReduceSum", g.op("Mul", q, k), g.const([-1]), keepdims=1)
+        slots = g.const(np.arange(s.window, dtype=np.int64))
+        filled = g.op("Unsqueeze", g.op("Less", slots, position), g.const([1, 2]))
+        past = g.op("Where", filled, past, g.const(np.float32(-np.inf)))
+        weights = g.op("Softmax", g.op("Concat", past, own, axis=-1), axis=-1)
+        to_ring, to_self = g.ops("Split", weights, g.const([s.window, 1]), outputs=2, axis=-1)
+        y = g.op("Add", g.op("MatMul", to_ring, ring_v), g.op("Mul", to_self, v))
+        if doubled:
+            y = g.op("Slice", y, g.const([0]), g.const([1]), g.const([2]))
+        return g.op("Reshape", y, g.const([-1, s.heads * s.head_dim]))
+
+    def _heads_first(self, ring: str) -> str:
+        """(b,w,g,k) -> (b,g,w,k); free when g is 1."""
+        g, s = self.g, self.shape
+        if s.kv_heads == 1:
+            return g.op("Reshape", ring, g.const([-1, 1, s.window, s.head_dim]))
+        return g.op("Transpose", ring, perm=[0, 2, 1, 3])
+
+    def write_ring(self, ring: str, new: str, position: str, active: str) -> str:
+        """Put ``new`` (b,g,1,k) in slot position mod w of active rows; ``position``, ``active`` are (b,1)."""
+        g, s = self.g, self.shape
+        slot = g.op("Mod", position, g.const(np.int64(s.window)))
+        here = g.op("And", g.op("Equal", slot, g.const(np.arange(s.window, dtype=np.int64))), active)
+        here = g.op("Unsqueeze", here, g.const([2, 3]))
+        return g.op("Where", here, g.op("Transpose", new, perm=[0, 2, 1, 3]), ring)
+
+    def rotation(self, position: str) -> tuple[str, str] | None:
+        """cos and sin (r,1,1,k/4) of the angles at ``position`` (r), or None where the shape has no RoPE.
+
+        Positions split in a high and a low part, each looked up in a table made in float64, joined by
+        the angle-sum identity: the error stays one rounding at any position.
+        """
+        g, s = self.g, self.shape
+        if s.rope == "none":
+            return None
+        low = g.op("Mod", position, g.const(np.int64(LOW_POSITIONS)))
+        high = g.op("Div", position, g.const(np.int64(LOW_POSITIONS)))
+        cl, sl, ch, sh = (
+            g.op("Gather", self.vector(f"rope.{name}", rows, s.head_dim // 4), part, axis=0)
+            for name, rows, part in (
+                ("cos_low", LOW_POSITIONS, low),
+                ("sin_low", LOW_POSITIONS, low),
+                ("cos_high", limits.POSITION // LOW_POSITIONS, high),
+                ("sin_high", limits.POSITION // LOW_POSITIONS, high),
+            )
+        )
+        cos = g.op("Sub", g.op("Mul", ch, cl), g.op("Mul", sh, sl))
+        sin = g.op("Add", g.op("Mul", sh, cl), g.op("Mul", ch, sl))
+        return g.op("Unsqueeze", cos, g.const([1, 2])), g.op("Unsqueeze", sin, g.const([1, 2]))
+
+    def rotate(self, x: str, rotation: tuple[str, str] | None) -> str:
+        """Rotate the first half of each head of (r,g,s,k)."""
+        if rotation is None:
+            return x
+        g, k = self.g, self.shape.head_dim
+        cos, sin = rotation
+        first, second, plain = g.ops("Split", x, g.const([k // 4, k // 4, k // 2]), outputs=3, axis=-1)
+        turned_first = g.op("Sub", g.op("Mul", first, cos), g.op("Mul", second, sin))
+        turned_second = g.op("Add", g.op("Mul", second, cos), g.op("Mul", first, sin))
+        return g.op("Concat", turned_first, turned_second, plain, axis=-1)
+
+    def qkv(self, x: str, name: str, rotation: tuple[str, str] | None) -> tuple[str, str, str]:
+        """(r,d) -> q (r,h*k) scaled and rotated, k and v (r,g,1,k)."""
+        g, s = self.g, self.shape
+        group = s.heads // s.kv_heads
+        q = self.linear(x, f"{name}.q", s.width, s.heads * s.head_dim, bias=False)
+        q = g.op("Mul", q, g.const(np.float32(s.head_dim**-0.5)))
+        q = self.rotate(g.op("Reshape", q, g.const([-1, s.kv_heads, group, s.head_dim])), rotation)
+        q = g.op("Reshape", q, g.const([-1, s.heads * s.head_dim]))
+        kv = []
+        for part in ("k", "v"):
+            y = self.linear(x, f"{name}.{part}", s.width, s.kv_heads * s.head_dim, bias=False)
+            kv.append(g.op("Reshape", y, g.const([-1, s.kv_heads, 1, s.head_dim])))
+        return q, self.rotate(kv[0], rotation), kv[1]
+
+    # health
+
+    def finite_zero(self, x: str) -> str:
+        """(b,...) -> (b): zero, or NaN where a value of the row is not finite."""
+        g = self.g
+        flat = g.op("Flatten", g.op("Mul", x, g.const(np.float32(0))), axis=1)
+        return g.op("ReduceSum", flat, g.const([1]), keepdims=0)
+
+    def keep(self, active: str, new: str, old: str, rank: int) -> str:
+        """``new`` for active rows, ``old`` bit for bit for the others; ``active`` is (b)."""
+        g = self.g
+        mask = g.op("Unsqueeze", active, g.const(list(range(1, rank)))) if rank > 1 else active
+        return g.op("Where", mask, new, old)
+
+
+LOW_POSITIONS = 4096
+"""Rows of the low rotary table; the high one has limits.POSITION / 4096."""
+
+__all__ = ["BOOL", "LOW_POSITIONS", "PART", "Nodes"]

@@ -1,0 +1,177 @@
+"""The manifest: everything a reader must know of a bundle before it opens anything else in it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from speechssm import axes
+
+from . import limits
+from .shapes import AcousticShape, CodecShape, LMShape, TokenizerShape
+from .shapes.base import Shape
+from .state import StateTensor
+
+FORMAT = "speechssm-bundle"
+VERSION = 1
+"""Version this code writes and reads. A reader refuses any other."""
+MANIFEST = "manifest.json"
+
+PLAIN_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
+"""File names in a bundle: no separator, no leading dot, so no way out of the folder."""
+
+FileName = Annotated[str, Field(pattern=PLAIN_NAME.pattern)]
+DType = Literal["float32", "float16", "int64", "int32", "bool"]
+Storage = Literal["float32", "float16", "bfloat16"]
+
+
+class FileEntry(Shape):
+    """Digest and size of one file."""
+
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    size_bytes: NonNegativeInt
+
+
+class Value(Shape):
+    """One input or output of a graph; an axis is a letter of :mod:`speechssm.axes` or a size."""
+
+    name: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")
+    dtype: DType
+    axes: tuple[str | int, ...]
+
+
+class GraphEntry(Shape):
+    """One graph: its file, the weight files it points into, and its signature."""
+
+    file: FileName
+    weights: tuple[FileName, ...]
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    state: tuple[StateTensor, ...] = ()
+
+    @model_validator(mode="after")
+    def _state_is_paired(self) -> Self:
+        ins = {v.name: v for v in self.inputs}
+        outs = {v.name: v for v in self.outputs}
+        for s in self.state:
+            wanted = (s.dtype, ("b", *s.shape))
+            for value in (ins.get(f"in_{s.name}"), outs.get(f"out_{s.name}")):
+                if value is None or (value.dtype, value.axes) != wanted:
+                    raise ValueError(f"state tensor {s.name} has no matching input and output")
+        if len(ins) != len(self.inputs) or len(outs) != len(self.outputs):
+            raise ValueError("an input or output name appears twice")
+        return self
+
+
+class Rates(Shape):
+    """Rates and sizes every part of a bundle shares."""
+
+    sample_rate_hz: Literal[16_000] = axes.SAMPLE_RATE_HZ
+    token_rate_hz: Literal[25] = axes.TOKEN_RATE_HZ
+    frame_rate_hz: Literal[50] = axes.FRAME_RATE_HZ
+
+
+class Windows(Shape):
+    """Windowed tokenizing and synthesis (paper section 3.3): 30 s windows, 4 s overlap, 3 s speaker prefix."""
+
+    window_tokens: PositiveInt = 750
+    overlap_tokens: NonNegativeInt = 100
+    prefix_tokens: PositiveInt = 75
+    buckets: tuple[PositiveInt, ...] = (50, 100, 200, 400, 750)
+
+
+class LMPart(Shape):
+    """The language model and the limits its sampler and watchdog keep."""
+
+    shape: LMShape
+    storage: Storage
+    k_max: PositiveInt
+    lru_limit: PositiveFloat
+
+
+class TokenizerPart(Shape):
+    """The semantic tokenizer."""
+
+    shape: TokenizerShape
+    storage: Storage
+
+
+class AcousticPart(Shape):
+    """The acoustic stage."""
+
+    shape: AcousticShape
+    storage: Storage
+
+
+class CodecPart(Shape):
+    """The codec."""
+
+    shape: CodecShape
+    storage: Storage
+
+
+class Manifest(Shape):
+    """A bundle's table of contents. Unknown keys are refused."""
+
+    format: Literal["speechssm-bundle"] = FORMAT
+    version: Literal[1] = VERSION
+    name: str
+    about: str
+    seeded: bool
+    """True when the weights are random: such a bundle makes noise, not speech."""
+    exporter: str
+    opset: int
+    rates: Rates = Rates()
+    windows: Windows = Windows()
+    lm: LMPart
+    tokenizer: TokenizerPart | None = None
+    acoustic: AcousticPart | None = None
+    codec: CodecPart | None = None
+    graphs: dict[str, GraphEntry]
+    files: dict[FileName, FileEntry]
+    licences: tuple[str, ...] = ()
+    parity: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if len(self.files) > limits.FILES:
+            raise ValueError(f"more than {limits.FILES} files")
+        for name, graph in self.graphs.items():
+            for file in (graph.file, *graph.weights):
+                if file not in self.files:
+                    raise ValueError(f"graph {name} uses {file}, which is not listed under files")
+        missing = [g for g in self.needed_graphs() if g not in self.graphs]
+        if missing:
+            raise ValueError(f"graphs are missing: {', '.join(missing)}")
+        if self.speaks:
+            assert self.tokenizer and self.acoustic and self.codec
+            if not self.lm.shape.vocab == self.tokenizer.shape.vocab == self.acoustic.shape.vocab:
+                raise ValueError("language model, tokenizer and acoustic stage have different vocabularies")
+            mine, theirs = self.acoustic.shape, self.codec.shape
+            if (mine.levels, mine.codes) != (theirs.levels, theirs.codes):
+                raise ValueError("acoustic stage and codec have different levels or codes")
+        return self
+
+    def needed_graphs(self) -> tuple[str, ...]:
+        """Names of the graphs the parts present must have."""
+        names = ["lm_step", "lm_chunk"]
+        if self.tokenizer:
+            names.append("tokenizer")
+        if self.acoustic:
+            names.append("acoustic")
+        if self.codec:
+            names += ["codec_encode", "codec_decode"]
+        return tuple(names)
+
+    @property
+    def speaks(self) -> bool:
+        """True when all four parts are there, so that audio goes in and out."""
+        return bool(self.tokenizer and self.acoustic and self.codec)
+
+
+def is_plain(name: str) -> bool:
+    """True when ``name`` is a file name that cannot leave its folder."""
+    return bool(PLAIN_NAME.match(name)) and len(PurePosixPath(name).parts) == 1
