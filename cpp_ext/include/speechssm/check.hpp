@@ -1,0 +1,63 @@
+// What every launcher checks before it touches memory. Pointers are only compared with NULL: on a
+// device build they are device pointers.
+#pragma once
+
+#include <cstdint>
+
+#include "speechssm/conv4_api.h"
+#include "speechssm/rglru_api.h"
+
+namespace speechssm {
+
+inline std::int32_t default_chunk(std::int32_t tokens) { return tokens < 256 ? 32 : 128; }
+
+inline std::int64_t workspace_bytes(std::int64_t tokens, std::int64_t rows, std::int64_t width, std::int64_t chunk) {
+    if (tokens < 1 || rows < 1 || width < 1 || chunk < 1) return 0;
+    return (tokens + chunk - 1) / chunk * rows * width * 8;  // one Update<float> each
+}
+
+// Either layout, rows or tokens outermost: elements of different (t, b) must not overlap.
+template <class Call>
+bool separate(const Call& c) {
+    if (c.tokens == 1) return c.rows == 1 || c.row_stride >= c.width;
+    if (c.rows == 1) return c.token_stride >= c.width;
+    const bool time_major = c.row_stride >= c.width && c.token_stride >= c.row_stride * (c.rows - 1) + c.width;
+    const bool row_major = c.token_stride >= c.width && c.row_stride >= c.token_stride * (c.tokens - 1) + c.width;
+    return time_major || row_major;
+}
+
+inline std::int32_t check(const speechssm_rglru* call, bool needs_workspace) {
+    if (call == nullptr) return SPEECHSSM_NULL_POINTER;
+    if (call->struct_bytes != sizeof(speechssm_rglru)) return SPEECHSSM_BAD_STRUCT;
+    const speechssm_rglru& c = *call;
+    if (c.tokens < 0 || c.rows < 0 || c.width < 1 || c.slot_count < 0 || c.chunk < 0) return SPEECHSSM_BAD_SHAPE;
+    if (c.dtype < SPEECHSSM_F32 || c.dtype > SPEECHSSM_BF16) return SPEECHSSM_BAD_DTYPE;
+    if (c.rows == 0) return SPEECHSSM_OK;
+    if (!c.decay || !c.state_in || !c.state_out || !c.position) return SPEECHSSM_NULL_POINTER;
+    if (c.slots == nullptr && c.slot_count < c.rows) return SPEECHSSM_BAD_SLOTS;
+    if (c.tokens == 0) return SPEECHSSM_OK;
+    if (!c.x || !c.gate_x || !c.gate_a || !c.y) return SPEECHSSM_NULL_POINTER;
+    if (!separate(c)) return SPEECHSSM_BAD_STRIDE;
+    if (needs_workspace) {
+        if (c.chunk < 1) return SPEECHSSM_BAD_SHAPE;
+        if (!c.workspace) return SPEECHSSM_NULL_POINTER;
+        if (c.workspace_bytes < workspace_bytes(c.tokens, c.rows, c.width, c.chunk)) return SPEECHSSM_SMALL_WORKSPACE;
+    }
+    return SPEECHSSM_OK;
+}
+
+inline std::int32_t check(const speechssm_conv4* call) {
+    if (call == nullptr) return SPEECHSSM_NULL_POINTER;
+    if (call->struct_bytes != sizeof(speechssm_conv4) || call->reserved != 0) return SPEECHSSM_BAD_STRUCT;
+    const speechssm_conv4& c = *call;
+    if (c.tokens < 0 || c.rows < 0 || c.width < 1 || c.slot_count < 0) return SPEECHSSM_BAD_SHAPE;
+    if (c.dtype < SPEECHSSM_F32 || c.dtype > SPEECHSSM_BF16) return SPEECHSSM_BAD_DTYPE;
+    if (c.rows == 0) return SPEECHSSM_OK;
+    if (!c.weight || !c.state_in || !c.state_out || !c.position) return SPEECHSSM_NULL_POINTER;
+    if (c.slots == nullptr && c.slot_count < c.rows) return SPEECHSSM_BAD_SLOTS;
+    if (c.tokens == 0) return SPEECHSSM_OK;
+    if (!c.u || !c.y) return SPEECHSSM_NULL_POINTER;
+    return separate(c) ? SPEECHSSM_OK : SPEECHSSM_BAD_STRIDE;
+}
+
+}  // namespace speechssm

@@ -1,0 +1,30 @@
+// One header set, three kinds of compiler: g++/clang for hosts, nvcc for devices, and the same g++
+// with -mavx2 or -mavx512f. Everything that depends on which one is reading is here.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__CUDACC__)
+#define SPEECHSSM_HD __host__ __device__ __forceinline__
+#else
+#define SPEECHSSM_HD inline
+#endif
+
+// Every translation unit compiled with its own instruction-set flags names itself. Without it the
+// linker would keep one copy of each inline function, perhaps the AVX-512 one, for all callers, and
+// the program would die of an illegal instruction on an older processor.
+#if !defined(SPEECHSSM_ISA)
+#if defined(__CUDACC__)
+#define SPEECHSSM_ISA isa_cuda
+#else
+#define SPEECHSSM_ISA isa_scalar
+#endif
+#endif
+
+#define SPEECHSSM_OPEN   \
+    namespace speechssm { \
+    inline namespace SPEECHSSM_ISA {
+#define SPEECHSSM_CLOSE \
+    }                   \
+    }
