@@ -12,6 +12,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
+import numpy as np
+
 
 from speechssm.bundle import GraphEntry
 from speechssm.bundle.manifest import Value
@@ -133,10 +135,11 @@ class OrtGraph:
         """See :class:`Graph`."""
         _check_names(self.name, self.entry.inputs, inputs)
         sizes: dict[str, int] = {}
+        feeds = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in inputs.items()}
         for value in self.entry.inputs:
-            _check_array(self.name, value, inputs[value.name], sizes)
+            _check_array(self.name, value, feeds[value.name], sizes)
         try:
-            results: list[Array] = self._live().run(list(outputs), dict(inputs))
+            results: list[Array] = self._live().run(list(outputs), feeds)
         except EngineError:
             raise
         except Exception as error:

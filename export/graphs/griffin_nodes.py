@@ -15,7 +15,8 @@ import numpy as np
 from speechssm.bundle import limits
 from speechssm.bundle.shapes import LMShape
 
-from .builder import BOOL, FLOAT, GraphBuilder
+from .builder import FLOAT, GraphBuilder
+from .exact import row_mean, row_sum
 
 PART = "lm"
 """The bundle part whose safetensors file holds the weights."""
@@ -51,7 +52,7 @@ class Nodes:
     def norm(self, x: str, name: str) -> str:
         """RMSNorm over the last axis of (r,d); the stored vector is 1 + scale."""
         g = self.g
-        mean = g.op("ReduceMean", g.op("Mul", x, x), g.const([-1]), keepdims=1)
+        mean = row_mean(g, g.op("Mul", x, x), self.shape.width)
         rms = g.op("Sqrt", g.op("Add", mean, g.const(np.float32(self.shape.norm_eps))))
         return g.op("Mul", g.op("Div", x, rms), self.vector(name, self.shape.width))
 
@@ -64,7 +65,8 @@ class Nodes:
         """The shape's activation."""
         g = self.g
         if self.shape.activation == "silu":
-            return g.op("Mul", x, g.op("Sigmoid", x))
+            # x sigmoid(x) would be fused into one operator whose SIMD tail depends on the number of rows.
+            return g.op("Div", x, g.op("Add", g.op("Exp", g.op("Neg", x)), g.const(np.float32(1))))
         return g.op("Gelu", x, approximate="tanh" if self.shape.activation == "gelu_tanh" else "none")
 
     def mlp(self, x: str, name: str) -> str:
@@ -84,21 +86,35 @@ class Nodes:
         cap = g.const(np.float32(s.soft_cap))
         return g.op("Mul", g.op("Tanh", g.op("Div", y, cap)), cap)
 
+    def gates(self, u: str, name: str) -> tuple[str, str]:
+        """u (r,e) -> pre-activations of the input gate and of the recurrence gate, both (r,e).
+
+        One MatMul with a constant (e/h, 2e/h) for each block of the block-diagonal maps: a single
+        batched product (MatMul or Einsum) takes another path for one row than for several, and its
+        weights are not prepacked.
+        """
+        g, s = self.g, self.shape
+        e = s.gate_width
+        blocks = [u] if s.heads == 1 else g.ops("Split", u, outputs=s.heads, axis=1, num_outputs=s.heads)
+        mapped = [
+            g.op("MatMul", block, self.matrix(f"{name}.gates.{j}", e, 2 * e)) for j, block in enumerate(blocks)
+        ]
+        both = mapped[0] if s.heads == 1 else g.op("Concat", *mapped, axis=1)
+        both = g.op("Add", both, self.vector(f"{name}.gates.bias", 2 * s.lru_width))
+        halves = g.ops(
+            "Split", g.op("Reshape", both, g.const([-1, s.heads, 2, e])), outputs=2, axis=2, num_outputs=2
+        )
+        i, r = (g.op("Reshape", half, g.const([-1, s.lru_width])) for half in halves)
+        return i, r
+
     def lru_coefficients(self, u: str, name: str, first: str) -> tuple[str, str]:
         """u (r,e), first (r,1) bool -> a_t and sqrt(1 - a_t^2) i_t u_t, both (r,e).
 
-        The gates' block-diagonal maps are one Einsum; c = -8 softplus(decay) is folded at export.
+        c = -8 softplus(decay) is folded at export.
         """
-        g, s = self.g, self.shape
-        blocks = g.op("Reshape", u, g.const([-1, s.heads, s.gate_width]))
-        gates = []
-        for gate in ("input_gate", "recurrence_gate"):
-            weight = g.weight(PART, f"{name}.{gate}.weight", (s.heads, s.gate_width, s.gate_width), self.stored)
-            mapped = g.op("Einsum", blocks, weight, equation="bhi,hij->bhj")
-            flat = g.op("Reshape", mapped, g.const([-1, s.lru_width]))
-            gates.append(g.op("Sigmoid", g.op("Add", flat, self.vector(f"{name}.{gate}.bias", s.lru_width))))
-        i, r = gates
-        log_a = g.op("Mul", r, self.vector(f"{name}.log_decay", s.lru_width))
+        g = self.g
+        i, r = (g.op("Sigmoid", gate) for gate in self.gates(u, name))
+        log_a = g.op("Mul", r, self.vector(f"{name}.log_decay", self.shape.lru_width))
         zero, one = g.const(np.float32(0)), g.const(np.float32(1))
         a = g.op("Where", first, zero, g.op("Exp", log_a))
         # 1 - a^2 = -expm1(2 log a) = -2 T / (1 - T) with T = tanh(log a): exact to a rounding where a is
@@ -122,8 +138,8 @@ class Nodes:
         """h = a h + x on (b,e)."""
         return self.g.op("Add", self.g.op("Mul", a, state), x)
 
-    def attend(self, q: str, k: str, v: str, key: str, value: str, position: str) -> str:
-        """q (b,h*k), k and v (b,g,1,k), rings (b,w,g,k), position (b,1) -> (b,h*k).
+    def attend(self, q: str, k: str, v: str, key: str, value: str, position: str) -> tuple[str, str]:
+        """q (b,h*k), k and v (b,g,1,k), rings (b,w,g,k), position (b,1) -> (b,h*k) and the raw scores.
 
         The scores are laid out [ring slots 0..w-1 | self]. Ring and self are multiplied apart, so that
         the ring is read where it lies and never copied beside the new key.
@@ -138,16 +154,16 @@ class Nodes:
         ring_k = self._heads_first(key)
         ring_v = self._heads_first(value)
         past = g.op("MatMul", q, g.op("Transpose", ring_k, perm=[0, 1, 3, 2]))
-        own = g.op("ReduceSum", g.op("Mul", q, k), g.const([-1]), keepdims=1)
+        own = row_sum(g, g.op("Mul", q, k), s.head_dim)
         slots = g.const(np.arange(s.window, dtype=np.int64))
         filled = g.op("Unsqueeze", g.op("Less", slots, position), g.const([1, 2]))
-        past = g.op("Where", filled, past, g.const(np.float32(-np.inf)))
-        weights = g.op("Softmax", g.op("Concat", past, own, axis=-1), axis=-1)
+        masked = g.op("Where", filled, past, g.const(np.float32(-np.inf)))
+        weights = g.op("Softmax", g.op("Concat", masked, own, axis=-1), axis=-1)
         to_ring, to_self = g.ops("Split", weights, g.const([s.window, 1]), outputs=2, axis=-1)
         y = g.op("Add", g.op("MatMul", to_ring, ring_v), g.op("Mul", to_self, v))
         if doubled:
             y = g.op("Slice", y, g.const([0]), g.const([1]), g.const([2]))
-        return g.op("Reshape", y, g.const([-1, s.heads * s.head_dim]))
+        return g.op("Reshape", y, g.const([-1, s.heads * s.head_dim])), past
 
     def _heads_first(self, ring: str) -> str:
         """(b,w,g,k) -> (b,g,w,k); free when g is 1."""
@@ -231,4 +247,4 @@ class Nodes:
 LOW_POSITIONS = 4096
 """Rows of the low rotary table; the high one has limits.POSITION / 4096."""
 
-__all__ = ["BOOL", "LOW_POSITIONS", "PART", "Nodes"]
+__all__ = ["LOW_POSITIONS", "PART", "Nodes"]

@@ -60,14 +60,17 @@ def build_lm_step(shape: LMShape, stored: int = FLOAT, *, logits: bool = False) 
             else:
                 q, k, v = n.qkv(y, name, rotation)
                 key, value = state[f"{name}_key"], state[f"{name}_value"]
-                y = n.linear(n.attend(q, k, v, key, value, column), f"{name}.out", shape.heads * shape.head_dim, shape.width)
+                attended, scores = n.attend(q, k, v, key, value, column)
+                y = n.linear(attended, f"{name}.out", shape.heads * shape.head_dim, shape.width)
                 new[f"{name}_key"] = n.write_ring(key, k, column, active_column)
                 new[f"{name}_value"] = n.write_ring(value, v, column, active_column)
-                checks += [n.finite_zero(k), n.finite_zero(v)]
+                # The scores stand for the keys in the ring: an infinite key may get no weight and so stay
+                # unseen in the output. An infinite value is always seen there.
+                checks += [n.finite_zero(scores), n.finite_zero(k), n.finite_zero(v)]
             x = g.op("Add", x, y)
             x = g.op("Add", x, n.mlp(n.norm(x, f"{name}.channel_norm"), f"{name}.mlp"))
-    scores = n.logits(n.norm(x, "final_norm"))
-    chosen, logprob, finite = sample(g, scores, shape.vocab, given)
+    logit = n.logits(n.norm(x, "final_norm"))
+    chosen, logprob, finite = sample(g, logit, shape.vocab, given)
     new["position"] = g.op("Add", position, g.op("Cast", active, to=INT64))
     health = _health(g, shape, new, [*checks, finite])
     health = g.op("Where", active, health, g.const(np.float32(0)))
@@ -75,7 +78,7 @@ def build_lm_step(shape: LMShape, stored: int = FLOAT, *, logits: bool = False) 
     g.output("logprob", logprob, FLOAT, ("b",))
     g.output("health", health, FLOAT, ("b",))
     if logits:
-        g.output("logits", scores, FLOAT, ("b", shape.vocab))
+        g.output("logits", logit, FLOAT, ("b", shape.vocab))
     _state_outputs(g, shape, new)
     return g
 
@@ -225,7 +228,7 @@ def _scan_attention(
         v_t = g.input(f"{body.name}/v", FLOAT, new)
         p_t = g.input(f"{body.name}/position", INT64, ("b", 1))
         ok_t = g.input(f"{body.name}/valid", BOOL, ("b", 1))
-        y = n.attend(q_t, k_t, v_t, ring_k, ring_v, p_t)
+        y, _ = n.attend(q_t, k_t, v_t, ring_k, ring_v, p_t)
         g.output(f"{body.name}/key_out", n.write_ring(ring_k, k_t, p_t, ok_t), FLOAT, ring)
         g.output(f"{body.name}/value_out", n.write_ring(ring_v, v_t, p_t, ok_t), FLOAT, ring)
         g.output(f"{body.name}/y", y, FLOAT, ("b", width))

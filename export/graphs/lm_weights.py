@@ -55,10 +55,11 @@ def _recurrent(block: RecurrentBlock, name: str) -> Weights:
     for j in range(CONV_WIDTH):
         out[f"{name}.conv.{j}"] = _array(block.conv_weight[j])
     out[f"{name}.conv.bias"] = _array(block.conv_bias)
-    for gate in ("input_gate", "recurrence_gate"):
-        module = getattr(block.lru, gate)
-        out[f"{name}.lru.{gate}.weight"] = _array(module.weight)
-        out[f"{name}.lru.{gate}.bias"] = _array(module.bias).reshape(-1)
+    weights = [_array(m.weight) for m in (block.lru.input_gate, block.lru.recurrence_gate)]
+    for j, pair in enumerate(zip(*weights, strict=True)):
+        out[f"{name}.lru.gates.{j}"] = np.concatenate(pair, 1)
+    biases = [_array(m.bias) for m in (block.lru.input_gate, block.lru.recurrence_gate)]
+    out[f"{name}.lru.gates.bias"] = np.concatenate(biases, 1).reshape(-1)
     out[f"{name}.lru.log_decay"] = _array(-8.0 * F.softplus(block.lru.decay.double()))
     return out
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .builder import BOOL, FLOAT, INT64, GraphBuilder
+from .exact import row_log, row_sum
 
 K_MAX = 1024
 """Most candidates that are sorted. TensorRT's TopK takes 3 840; a full sort of 32 768 costs 186 ms at 64 rows."""
@@ -55,7 +56,7 @@ def _sample(g: GraphBuilder, logits: str, vocab: int, given: SamplerInputs) -> t
     scaled = g.op("Div", logits, temperature)
     shifted = g.op("Sub", scaled, g.op("ReduceMax", scaled, column, keepdims=1))
     weight = g.op("Exp", shifted)
-    total = g.op("ReduceSum", weight, column, keepdims=1)
+    total = row_sum(g, weight, vocab)
     uniform = g.op("Unsqueeze", given.uniform, column)
 
     whole = _inverse_cdf(g, weight, uniform, g.const(np.int64(vocab - 1)))
@@ -67,7 +68,7 @@ def _sample(g: GraphBuilder, logits: str, vocab: int, given: SamplerInputs) -> t
     asked = g.op("Where", g.op("Greater", top_k, g.const(np.int64(0))), top_k, g.const(np.int64(k_max)))
     kept = g.op("Where", g.op("Less", rank, asked), top, zero)
     before = g.op("CumSum", kept, g.const(np.int64(1)), exclusive=1)
-    mass = g.op("Mul", g.op("ReduceSum", kept, column, keepdims=1), g.op("Unsqueeze", given.top_p, column))
+    mass = g.op("Mul", row_sum(g, kept, k_max), g.op("Unsqueeze", given.top_p, column))
     # The likeliest token stays whatever top_p is: nothing lies before it.
     nucleus = g.op("Or", g.op("Less", before, mass), g.op("Equal", rank, g.const(np.int64(0))))
     kept = g.op("Where", nucleus, kept, zero)
@@ -83,7 +84,7 @@ def _sample(g: GraphBuilder, logits: str, vocab: int, given: SamplerInputs) -> t
     token = g.op("Where", greedy, best, token)
 
     chosen_shifted = g.op("GatherElements", shifted, g.op("Unsqueeze", token, column), axis=1)
-    logprob = g.op("Squeeze", g.op("Sub", chosen_shifted, g.op("Log", total)), column)
+    logprob = g.op("Squeeze", g.op("Sub", chosen_shifted, row_log(g, total)), column)
     finite = g.op("Squeeze", g.op("Mul", total, zero), column)
     return token, logprob, finite
 

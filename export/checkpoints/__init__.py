@@ -1,0 +1,1 @@
+"""Checkpoint layouts: from other people's parameter names to this project's."""

@@ -1,0 +1,227 @@
+"""Rows of the language model: prefill, step, watchdog, save and load.
+
+Every row is an independent stream. ``step`` runs all rows through one call under a mask; a row that is
+not active keeps its state bit for bit, and a row's tokens depend on its own state, seed and settings
+only (S3).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from speechssm.bundle import StateTensor
+from speechssm.engines.protocol import Bindings, Graph
+from speechssm.errors import SessionFailed, SettingsError, SnapshotError
+
+from .random import Stage, uniforms
+from .settings import SamplerSettings
+from .state import RowState, StateBuffers
+
+CHUNK_TOKENS = 128
+"""Prompt tokens per prefill call: large enough to batch the dense layers, small enough to interleave."""
+PREFETCH = 1024
+"""Uniform numbers drawn at a time for a row."""
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """The engine's two graphs and what the manifest says of them. Shared by all sessions.
+
+    ``chunk`` is a function so that the prefill engine opens when it is first needed.
+    """
+
+    step: Graph
+    chunk: Callable[[], Graph]
+    schema: tuple[StateTensor, ...]
+    vocab: int
+    k_max: int
+    lru_limit: float
+
+
+@dataclass(frozen=True)
+class SavedRow:
+    """Everything one stream needs to go on elsewhere: state, next input token, how many were drawn."""
+
+    state: RowState
+    token: int
+    drawn: int
+    seed: int
+    sampler: SamplerSettings
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Outcome of one step. The arrays are views that the next step overwrites.
+
+    ``tokens``, ``logprobs``, ``health`` are (b); only rows that were active mean anything. ``failed``
+    lists the active rows whose state is no longer usable; they must not be stepped again.
+    """
+
+    tokens: np.ndarray
+    logprobs: np.ndarray
+    health: np.ndarray
+    failed: tuple[int, ...]
+
+
+class LMRows:
+    """``rows`` (b) streams of one language model."""
+
+    def __init__(self, lm: LanguageModel, rows: int) -> None:
+        self.lm = lm
+        self.rows = rows
+        self.state = StateBuffers(lm.schema, rows)
+        self.active = np.zeros(rows, np.bool_)
+        """Mask (b) of the rows the next step advances; the caller sets it."""
+        self._token = np.zeros(rows, np.int64)
+        self._temperature = np.ones(rows, np.float32)
+        self._top_k = np.zeros(rows, np.int64)
+        self._top_p = np.ones(rows, np.float32)
+        self._uniform = np.zeros(rows, np.float32)
+        self._token_out = np.zeros(rows, np.int64)
+        self._logprob = np.zeros(rows, np.float32)
+        self._health = np.zeros(rows, np.float32)
+        self._seeds = [0] * rows
+        self._samplers = [SamplerSettings()] * rows
+        self._drawn = np.zeros(rows, np.int64)
+        self._block = np.zeros((rows, PREFETCH), np.float32)
+        self._block_of = np.full(rows, -1, np.int64)
+        self._row_index = np.arange(rows)
+        self._bindings = tuple(self._bind(parity) for parity in range(2))
+
+    def _bind(self, parity: int) -> Bindings:
+        inputs = {
+            "token": self._token,
+            "active": self.active,
+            "temperature": self._temperature,
+            "top_k": self._top_k,
+            "top_p": self._top_p,
+            "uniform": self._uniform,
+            **self.state.inputs(parity),
+        }
+        outputs = {
+            "token_out": self._token_out,
+            "logprob": self._logprob,
+            "health": self._health,
+            **self.state.outputs(parity),
+        }
+        return self.lm.step.bind(inputs, outputs)
+
+    # streams
+
+    def start(self, row: int, token: int, sampler: SamplerSettings, seed: int) -> None:
+        """Make ``row`` an empty stream whose first input is ``token``.
+
+        Raises SettingsError for a token outside the vocabulary or a sampler the bundle cannot run.
+        """
+        self._check_tokens([token])
+        sampler.check_against(self.lm.k_max)
+        self.clear(row)
+        self._resume(row, token, 0, sampler, seed)
+
+    def prefill(self, row: int, tokens: Sequence[int]) -> None:
+        """Feed ``tokens`` and leave the row ready to sample what follows the last of them.
+
+        The pending input token goes in first; the last of ``tokens`` becomes the pending one, so that
+        sampling always happens in ``lm_step``. Raises SessionFailed when the state stops being finite.
+        """
+        self._check_tokens(tokens)
+        stream = [int(self._token[row]), *(int(t) for t in tokens)]
+        feed, last = stream[:-1], stream[-1]
+        if feed:
+            self._feed(row, np.asarray(feed, np.int64))
+        self._token[row] = last
+
+    def _feed(self, row: int, tokens: np.ndarray) -> None:
+        """Run ``tokens`` (t) through the chunk graph on a copy of the row, then put the row back."""
+        graph = self.lm.chunk()
+        names = [f"out_{s.name}" for s in self.lm.schema]
+        state = {f"in_{name}": array[None] for name, array in self.state.save(row).items()}
+        for start in range(0, len(tokens), CHUNK_TOKENS):
+            part = np.ascontiguousarray(tokens[None, start : start + CHUNK_TOKENS])
+            lengths = np.array([part.shape[1]], np.int64)
+            health, *new = graph.call({"tokens": part, "lengths": lengths, **state}, ["health", *names])
+            if not self._healthy(float(health[0])):
+                raise SessionFailed(self._reason(row, float(health[0])))
+            state = {f"in_{s.name}": array for s, array in zip(self.lm.schema, new, strict=True)}
+        self.state.load(row, {s.name: state[f"in_{s.name}"][0] for s in self.lm.schema})
+
+    def clear(self, row: int) -> None:
+        """Forget a row: zero state, not active (S4)."""
+        self.state.clear(row)
+        self.active[row] = False
+        self._token[row] = 0
+        self._block_of[row] = -1
+
+    def save(self, row: int) -> SavedRow:
+        """Copy everything of a row."""
+        return SavedRow(
+            self.state.save(row), int(self._token[row]), int(self._drawn[row]), self._seeds[row], self._samplers[row]
+        )
+
+    def load(self, row: int, saved: SavedRow) -> None:
+        """Continue a saved row here, whichever row or pool it came from.
+
+        Raises SnapshotError when the state is of another model or its token is outside the vocabulary.
+        """
+        if not 0 <= saved.token < self.lm.vocab or saved.drawn < 0:
+            raise SnapshotError(f"the saved token {saved.token} is outside this model's vocabulary of {self.lm.vocab}")
+        saved.sampler.check_against(self.lm.k_max)
+        self.clear(row)
+        self.state.load(row, saved.state)
+        self._resume(row, saved.token, saved.drawn, saved.sampler, saved.seed)
+
+    def _resume(self, row: int, token: int, drawn: int, sampler: SamplerSettings, seed: int) -> None:
+        self._token[row], self._drawn[row], self._seeds[row], self._samplers[row] = token, drawn, seed, sampler
+        self._temperature[row], self._top_k[row], self._top_p[row] = sampler.temperature, sampler.top_k, sampler.top_p
+        self._block_of[row] = -1
+
+    # stepping
+
+    def step(self) -> StepResult:
+        """Advance every active row by one token. Raises EngineError when the engine itself fails."""
+        self._draw()
+        self.lm.step.run(self._bindings[self.state.parity])
+        self.state.flip()
+        np.copyto(self._token, self._token_out, where=self.active)
+        self._drawn += self.active
+        return StepResult(self._token_out, self._logprob, self._health, self._failed())
+
+    def _draw(self) -> None:
+        """Put each active row's next uniform number in place; one vectorised gather in the common case."""
+        block, column = np.divmod(self._drawn, PREFETCH)
+        stale = self.active & (block != self._block_of)
+        if stale.any():
+            for row in np.flatnonzero(stale):
+                self._block[row] = uniforms(self._seeds[row], Stage.LM, int(block[row]) * PREFETCH, PREFETCH)
+                self._block_of[row] = block[row]
+        self._uniform[:] = self._block[self._row_index, column]
+
+    def _failed(self) -> tuple[int, ...]:
+        # Written so that NaN, which compares false, counts as a failure.
+        sound = self._health <= self.lm.lru_limit
+        if sound.all():
+            return ()
+        return tuple(int(row) for row in np.flatnonzero(self.active & ~sound))
+
+    def reason(self, row: int) -> str:
+        """Why ``row`` failed in the last step, as one sentence."""
+        return self._reason(row, float(self._health[row]))
+
+    def _healthy(self, health: float) -> bool:
+        return math.isfinite(health) and health <= self.lm.lru_limit
+
+    def _reason(self, row: int, health: float) -> str:
+        what = "is no longer finite" if not math.isfinite(health) else f"reached {health:g}, above the limit {self.lm.lru_limit:g}"
+        return (
+            f"the recurrent state of slot {row} {what}: its session ends here and others go on; "
+            "restore it from a snapshot, or check the bundle with 'speechssm verify'"
+        )
+
+    def _check_tokens(self, tokens: Iterable[int]) -> None:
+        for token in tokens:
+            if not 0 <= token < self.lm.vocab:
+                raise SettingsError(f"token {token} is outside this model's vocabulary of {self.lm.vocab}")
