@@ -1,0 +1,6 @@
+# speechssm_ort: the custom ops. No header or library of ONNX Runtime is needed.
+add_library(speechssm_ort SHARED ort/rglru_ops.cpp $<TARGET_OBJECTS:host_objects>)
+if(SPEECHSSM_CUDA)
+  target_compile_definitions(speechssm_ort PRIVATE SPEECHSSM_WITH_CUDA)
+  target_link_libraries(speechssm_ort PRIVATE cuda_kernels)
+endif()

@@ -3,8 +3,8 @@
 //   out_t = w3 u_t + w2 u_{t-1} + w1 u_{t-2} + w0 u_{t-3} + bias
 //
 // State is the three inputs before the chunk, oldest first, as (3, e) per slot. Taps that reach across
-// a reset row (position 0) read zero, whatever the state holds. Products are added oldest first in
-// float32, as the exported graphs do, so float32 results agree with them bit for bit.
+// a reset row (position 0) read zero, whatever the state holds. The sum is taken in the
+// exported graphs' order, the bias first and then the oldest tap, all in float32.
 #pragma once
 
 #include "speechssm/conv4_api.h"
@@ -43,7 +43,7 @@ SPEECHSSM_HD void conv4_body(const speechssm_conv4& c, std::int32_t b, std::int3
         }
         if (c.position[b] + t == 0) u3 = u2 = u1 = 0.0f;
         const float u0 = read(u[i]);
-        write(y + i, (((w0 * u3 + w1 * u2) + w2 * u1) + w3 * u0) + bias);
+        write(y + i, (((bias + w0 * u3) + w1 * u2) + w2 * u1) + w3 * u0);
         u3 = u2;
         u2 = u1;
         u1 = u0;

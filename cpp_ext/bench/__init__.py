@@ -1,0 +1,1 @@
+"""Measurements of the native parts; each script prints its machine, a table and one JSON line."""

@@ -1,0 +1,231 @@
+// speechssm::RGLRUStep and speechssm::RGLRUScan as ONNX Runtime custom ops.
+//
+// Inputs and outputs are those of the model-local functions of the same names
+// (export/graphs/rglru_function.py), so one graph runs with or without this library:
+//
+//   RGLRUStep  x, gate_x, gate_a (b,e)    decay (e)  state (b,e)  position (b)  active  (b) bool
+//   RGLRUScan  x, gate_x, gate_a (t,b,e)  decay (e)  state (b,e)  position (b)  lengths (b) int64
+//              -> y like x, state_out (b,e)
+//
+// x, gates and y are float32, float16 or bfloat16; decay and state are float32.
+#include <array>
+#include <cstdio>
+#include <mutex>
+
+#include "ort_abi.hpp"
+#include "speechssm/rglru_api.h"
+#if defined(SPEECHSSM_WITH_CUDA)
+#include "speechssm/cuda_api.h"
+#endif
+
+namespace {
+
+enum class Kind { step, scan };
+enum class Device { cpu, cuda };
+enum Input { kX, kGateX, kGateA, kDecay, kState, kPosition, kRows, kInputs };  // kRows: active or lengths
+
+struct Op : ort::CustomOp {
+    Kind kind;
+    Device device;
+    ort::ElementType type;
+};
+
+struct Shape {
+    std::array<std::int64_t, 3> size{};
+    std::size_t rank = 0;
+
+    bool operator==(const Shape& other) const { return rank == other.rank && size == other.size; }
+};
+
+// One run of one node. Every failure becomes a status whose text names the node and what is wrong.
+class Run {
+public:
+    Run(ort::Api api, const Op& op, ort::KernelContext* context) : api_(api), op_(op), context_(context) {}
+
+    ort::Status* operator()() {
+        std::array<void*, kInputs> input{};
+        std::array<Shape, kInputs> shape;
+        for (std::size_t i = 0; i < kInputs; ++i)
+            if (ort::Status* failed = read_input(i, &input[i], &shape[i])) return failed;
+        const std::size_t rank = op_.kind == Kind::step ? 2 : 3;
+        const Shape& x = shape[kX];
+        if (x.rank != rank) return refuse("x must be %s", op_.kind == Kind::step ? "(b,e)" : "(t,b,e)");
+        const std::int64_t tokens = op_.kind == Kind::step ? 1 : x.size[0];
+        const std::int64_t rows = x.size[rank - 2], width = x.size[rank - 1];
+        if (!(shape[kGateX] == x) || !(shape[kGateA] == x)) return refuse("gate_x and gate_a must have the shape of x");
+        if (!(shape[kDecay] == Shape{{width}, 1})) return refuse("decay must be (e)");
+        if (!(shape[kState] == Shape{{rows, width}, 2})) return refuse("state must be (b,e)");
+        if (!(shape[kPosition] == Shape{{rows}, 1})) return refuse("position must be (b)");
+        if (!(shape[kRows] == Shape{{rows}, 1})) return refuse("%s must be (b)", rows_name());
+        constexpr std::int64_t most = INT32_MAX;
+        if (tokens > most || rows > most || width > most) return refuse("a dimension is over 2^31 - 1");
+
+        void *y = nullptr, *state_out = nullptr;
+        if (ort::Status* failed = make_output(0, x, &y)) return failed;
+        if (ort::Status* failed = make_output(1, shape[kState], &state_out)) return failed;
+        if (rows == 0 || width == 0) return nullptr;
+
+        speechssm_rglru call{};
+        call.struct_bytes = sizeof call;
+        call.dtype = op_.type == ort::kFloat ? SPEECHSSM_F32 : op_.type == ort::kFloat16 ? SPEECHSSM_F16 : SPEECHSSM_BF16;
+        call.tokens = static_cast<std::int32_t>(tokens);
+        call.rows = call.slot_count = static_cast<std::int32_t>(rows);
+        call.width = static_cast<std::int32_t>(width);
+        call.token_stride = rows * width;
+        call.row_stride = width;
+        call.x = input[kX];
+        call.gate_x = input[kGateX];
+        call.gate_a = input[kGateA];
+        call.y = y;
+        call.decay = static_cast<const float*>(input[kDecay]);
+        call.state_in = static_cast<const float*>(input[kState]);
+        call.state_out = static_cast<float*>(state_out);
+        call.position = static_cast<const std::int64_t*>(input[kPosition]);
+        if (op_.kind == Kind::step)
+            call.active = static_cast<const std::uint8_t*>(input[kRows]);
+        else
+            call.lengths = static_cast<const std::int64_t*>(input[kRows]);
+        return launch(call);
+    }
+
+private:
+    ort::Status* launch(const speechssm_rglru& call) {
+        std::int32_t status;
+#if defined(SPEECHSSM_WITH_CUDA)
+        if (op_.device == Device::cuda) {
+            void* stream = nullptr;
+            if (ort::Status* failed = api_.gpu_stream(context_, &stream)) return failed;
+            // Version 2 of the scan needs no workspace, which a custom op could not keep across a captured graph.
+            status = op_.kind == Kind::step ? speechssm_rglru_step_cuda(&call, 0, stream)
+                                            : speechssm_rglru_scan_cuda(&call, 2, stream);
+        } else
+#endif
+        {
+            status = op_.kind == Kind::step ? speechssm_rglru_step_host(&call) : speechssm_rglru_scan_host(&call, 1);
+        }
+        return status == SPEECHSSM_OK ? nullptr : refuse("%s", speechssm_status_text(status));
+    }
+
+    ort::Status* read_input(std::size_t index, void** data, Shape* shape) {
+        const ort::Value* value = nullptr;
+        if (ort::Status* failed = api_.input(context_, index, &value)) return failed;
+        if (value == nullptr) return refuse("an input is missing");
+        ort::TypeAndShape* info = nullptr;
+        if (ort::Status* failed = api_.type_and_shape(value, &info)) return failed;
+        ort::Status* failed = api_.rank(info, &shape->rank);
+        if (failed == nullptr && shape->rank <= shape->size.size())
+            failed = api_.dimensions(info, shape->size.data(), shape->rank);
+        api_.release(info);
+        if (failed == nullptr && shape->rank > shape->size.size()) return refuse("an input has more than 3 axes");
+        if (failed == nullptr) failed = api_.data(const_cast<ort::Value*>(value), data);
+        return failed;
+    }
+
+    ort::Status* make_output(std::size_t index, const Shape& shape, void** data) {
+        ort::Value* value = nullptr;
+        if (ort::Status* failed = api_.output(context_, index, shape.size.data(), shape.rank, &value)) return failed;
+        return api_.data(value, data);
+    }
+
+    template <class... Words>
+    ort::Status* refuse(const char* format, Words... words) {
+        char text[200], sentence[280];
+        std::snprintf(text, sizeof text, format, words...);
+        std::snprintf(sentence, sizeof sentence, "speechssm::%s: %s", op_.get_name(&op_), text);
+        return api_.create_status(ort::kInvalidArgument, sentence);
+    }
+    ort::Status* refuse(const char* text) { return refuse("%s", text); }
+
+    const char* rows_name() const { return op_.kind == Kind::step ? "active" : "lengths"; }
+
+    ort::Api api_;
+    const Op& op_;
+    ort::KernelContext* context_;
+};
+
+struct Kernel {
+    ort::Api api;
+    const Op* op;
+};
+
+const Op& self(const ort::CustomOp* op) { return *static_cast<const Op*>(op); }
+
+ort::ElementType input_type(const ort::CustomOp* op, std::size_t index) {
+    switch (index) {
+        case kDecay:
+        case kState: return ort::kFloat;
+        case kPosition: return ort::kInt64;
+        case kRows: return self(op).kind == Kind::step ? ort::kBool : ort::kInt64;
+        default: return self(op).type;
+    }
+}
+
+Op make_op(Kind kind, Device device, ort::ElementType type) {
+    Op op{};
+    op.kind = kind;
+    op.device = device;
+    op.type = type;
+    op.version = ort::kAbiVersion;
+    op.get_name = [](const ort::CustomOp* o) { return self(o).kind == Kind::step ? "RGLRUStep" : "RGLRUScan"; };
+    op.get_execution_provider = [](const ort::CustomOp* o) {
+        return self(o).device == Device::cpu ? "CPUExecutionProvider" : "CUDAExecutionProvider";
+    };
+    op.get_input_type = input_type;
+    op.get_input_count = [](const ort::CustomOp*) { return std::size_t{kInputs}; };
+    op.get_output_type = [](const ort::CustomOp* o, std::size_t i) { return i == 0 ? self(o).type : ort::kFloat; };
+    op.get_output_count = [](const ort::CustomOp*) { return std::size_t{2}; };
+    op.get_input_characteristic = [](const ort::CustomOp*, std::size_t) { return ort::kRequired; };
+    op.get_output_characteristic = [](const ort::CustomOp*, std::size_t) { return ort::kRequired; };
+    op.get_input_memory = [](const ort::CustomOp*, std::size_t) { return ort::kMemoryDefault; };
+    op.get_variadic_input_min = op.get_variadic_output_min = [](const ort::CustomOp*) { return 1; };
+    op.get_variadic_input_homogeneous = op.get_variadic_output_homogeneous = [](const ort::CustomOp*) { return 1; };
+    op.create_kernel_v2 = [](const ort::CustomOp* o, ort::Table table, const ort::KernelInfo*, void** kernel) {
+        *kernel = new Kernel{ort::Api(table), &self(o)};
+        return static_cast<ort::Status*>(nullptr);
+    };
+    op.compute_v2 = [](void* kernel, ort::KernelContext* context) {
+        const Kernel& k = *static_cast<Kernel*>(kernel);
+        return Run(k.api, *k.op, context)();
+    };
+    op.destroy = [](void* kernel) { delete static_cast<Kernel*>(kernel); };
+    return op;
+}
+
+constexpr ort::ElementType kTypes[] = {ort::kFloat, ort::kFloat16, ort::kBFloat16};
+#if defined(SPEECHSSM_WITH_CUDA)
+constexpr Device kDevices[] = {Device::cpu, Device::cuda};
+#else
+constexpr Device kDevices[] = {Device::cpu};
+#endif
+
+// Sessions keep pointers to the ops and to the domain, so both live as long as the process.
+ort::Status* domain(ort::Api api, ort::CustomOpDomain** out) {
+    static Op ops[2 * 3 * 2];
+    static ort::CustomOpDomain* made = nullptr;
+    static std::mutex once;
+    const std::lock_guard<std::mutex> hold(once);
+    if (made == nullptr) {
+        ort::CustomOpDomain* fresh = nullptr;
+        if (ort::Status* failed = api.create_domain("speechssm", &fresh)) return failed;
+        Op* next = ops;
+        for (const Device device : kDevices)
+            for (const Kind kind : {Kind::step, Kind::scan})
+                for (const ort::ElementType type : kTypes) {
+                    *next = make_op(kind, device, type);
+                    if (ort::Status* failed = api.add_op(fresh, next++)) return failed;
+                }
+        made = fresh;
+    }
+    *out = made;
+    return nullptr;
+}
+
+}  // namespace
+
+extern "C" SPEECHSSM_EXPORT ort::Status* RegisterCustomOps(ort::SessionOptions* options, const ort::ApiBase* base) {
+    const ort::Api api(base->get_api(ort::kAbiVersion));
+    if (!api) return nullptr;  // a runtime older than the ABI: it reports the unknown op itself
+    ort::CustomOpDomain* ours = nullptr;
+    if (ort::Status* failed = domain(api, &ours)) return failed;
+    return api.add_domain(options, ours);
+}
