@@ -8,8 +8,8 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 import torch
-from doubles.inline import inline_weights
 from pydantic import ValidationError
+from tests.doubles.inline import inline_weights
 
 from speechssm.axes import FRAME_SAMPLES
 from speechssm.bundle.shapes.codec import CODEC_PRESETS, CodecShape

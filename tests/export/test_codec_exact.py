@@ -15,7 +15,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 import torch
-from doubles.inline import inline_weights
+from tests.doubles.inline import inline_weights
 
 from speechssm.bundle.shapes.codec import CODEC_PRESETS, CodecShape
 from speechssm.export.graphs.builder import FLOAT, GraphBuilder

@@ -1,0 +1,68 @@
+"""``python -m recipes.codec``: see :mod:`recipes.codec`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from . import evaluate as evaluation
+from . import figure as drawing
+from . import train as training
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
+Data = Annotated[Path, typer.Option(help="The data folder (kathleen, librispeech, stories_speech).")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Folder = Annotated[Path | None, typer.Option(help="Where the run is kept; the cache by default.")]
+
+
+@app.command()
+def train(
+    data: Data,
+    device: Device = "auto",
+    steps: int = training.Plan.steps,
+    batch: int = training.Plan.batch,
+    learning_rate: float = training.Plan.learning_rate,
+    seed: int = training.Plan.seed,
+    scales: Annotated[
+        int, typer.Option(help="STFT scales drawn per step; 2 suit a CPU.")
+    ] = training.Plan.scales,
+    critic_rows: Annotated[int, typer.Option(help="Rows the critic sees per step; 4 suit a CPU.")] = (
+        training.Plan.critic_rows
+    ),
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+    folder: Folder = None,
+) -> None:
+    """Train, or resume where the last checkpoint stopped."""
+    torch.set_num_threads(threads)
+    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    plan = replace(
+        training.Plan(),
+        steps=steps,
+        batch=batch,
+        learning_rate=learning_rate,
+        seed=seed,
+        scales=scales,
+        critic_rows=critic_rows,
+    )
+    training.run(data, chosen, plan, folder=folder)
+
+
+@app.command()
+def evaluate(data: Data, folder: Folder = None, most: int = 1000, threads: int = 1) -> None:
+    """Print the table of held-out figures for the best weights."""
+    torch.set_num_threads(threads)
+    evaluation.run(data, folder, most)
+
+
+@app.command()
+def figure(folder: Folder = None) -> None:
+    """Draw the training log as an SVG beside it."""
+    print(drawing.run(folder))
+
+
+if __name__ == "__main__":
+    app()

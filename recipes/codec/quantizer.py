@@ -1,0 +1,106 @@
+"""Training of the residual vector quantizer: k-means start, moving averages, revival of dead codes.
+
+Codebooks follow exponential moving averages of the residuals assigned to them (SoundStream, section
+III-C); the encoder gets the decoder's gradient straight through and a commitment loss.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from speechssm.export.models.codec import Codec
+
+DECAY = 0.99
+DEAD = 0.03
+"""A code whose average count per batch falls below this share of the mean is moved to a random residual."""
+START_ROUNDS = 12
+PARTIAL = 0.2
+"""Share of rows that are decoded from fewer levels, so that early levels carry most of the speech."""
+
+
+def nearest(left: Tensor, book: Tensor) -> Tensor:
+    """left (r, latent), book (c, latent) -> index of the nearest code (r)."""
+    return (book.square().sum(-1) - 2 * left @ book.T).argmin(-1)
+
+
+class Trainer:
+    """Owns the statistics behind ``model.codebooks``."""
+
+    def __init__(self, model: Codec) -> None:
+        self.books = model.codebooks
+        self.books.requires_grad_(False)
+        self.counts = torch.ones_like(self.books[..., 0])
+        self.sums = self.books.detach().clone()
+
+    @torch.no_grad()
+    def start(self, latents: Tensor, generator: torch.Generator, batch: int) -> None:
+        """Residual k-means over latents (r, latent), level by level; a step will bring ``batch`` of them."""
+        left = latents
+        for level, book in enumerate(self.books):
+            book.copy_(left[torch.randperm(len(left), generator=generator)[: len(book)].to(left.device)])
+            for _ in range(START_ROUNDS):
+                index = nearest(left, book)
+                counts, sums = self._totals(left, index, len(book))
+                book.copy_(torch.where(counts[:, None] > 0, sums / counts[:, None].clamp_min(1), book))
+                empty = counts == 0
+                book[empty] = left[
+                    torch.randperm(len(left), generator=generator)[: int(empty.sum())].to(left.device)
+                ]
+            index = nearest(left, book)
+            counts, _ = self._totals(left, index, len(book))
+            self.counts[level].copy_(counts * (batch / len(left)))
+            self.sums[level].copy_(book * self.counts[level][:, None])
+            left = left - book[index]
+
+    @torch.no_grad()
+    def assign(self, latents: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """latents (r, latent) -> sums of the first 1..q levels (q, r, latent), codes (q, r). Learns."""
+        left, total = latents, torch.zeros_like(latents)
+        partial, codes = [], []
+        for level, book in enumerate(self.books):
+            index = nearest(left, book)
+            chosen = book[index]
+            counts, sums = self._totals(left, index, len(book))
+            self.counts[level].mul_(DECAY).add_(counts, alpha=1 - DECAY)
+            self.sums[level].mul_(DECAY).add_(sums, alpha=1 - DECAY)
+            share = len(left) / len(book)
+            dead = (self.counts[level] < DEAD * share)[:, None]
+            fresh = left[torch.randint(len(left), (len(book),), generator=generator).to(left.device)]
+            book.copy_(
+                torch.where(dead, fresh, self.sums[level] / self.counts[level][:, None].clamp_min(1e-6))
+            )
+            self.sums[level].copy_(torch.where(dead, fresh * share, self.sums[level]))
+            self.counts[level].copy_(torch.where(dead[:, 0], share, self.counts[level]))
+            left = left - chosen
+            total = total + chosen
+            partial.append(total)
+            codes.append(index)
+        return torch.stack(partial), torch.stack(codes)
+
+    def __call__(self, latents: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """latents (b, f, latent) -> straight-through sums (b, f, latent), commitment loss, codes (q, b f)."""
+        rows, frames, _ = latents.shape
+        sums, codes = self.assign(latents.detach().float().flatten(0, 1), generator)
+        levels = torch.full((rows,), len(self.books) - 1)
+        cut = torch.rand(rows, generator=generator) < PARTIAL
+        levels[cut] = torch.randint(len(self.books), (int(cut.sum()),), generator=generator)
+        sums = sums.view(len(self.books), rows, frames, -1)
+        chosen = sums[levels.to(sums.device), torch.arange(rows, device=sums.device)]
+        commitment = (latents.float() - sums[-1]).square().mean()
+        return latents + (chosen - latents).detach(), commitment, codes
+
+    @staticmethod
+    def _totals(left: Tensor, index: Tensor, codes: int) -> tuple[Tensor, Tensor]:
+        counts = torch.zeros(codes, device=left.device).index_add_(0, index, torch.ones_like(left[:, 0]))
+        sums = torch.zeros(codes, left.shape[1], device=left.device).index_add_(0, index, left)
+        return counts, sums
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Statistics to save; the codebooks are the model's."""
+        return {"counts": self.counts, "sums": self.sums}
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Take the statistics of :meth:`tensors`."""
+        self.counts.copy_(tensors["counts"])
+        self.sums.copy_(tensors["sums"])

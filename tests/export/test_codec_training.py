@@ -1,0 +1,166 @@
+"""The codec's recipe: quantizer statistics, resuming, and what the crops are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from recipes import data, splits
+from recipes.codec import crops as cropping
+from recipes.codec.losses import SCALES, reconstruction
+from recipes.codec.quantizer import Trainer, nearest
+from recipes.codec.train import Plan, Run, trimmed
+
+from speechssm.axes import FRAME_SAMPLES
+from speechssm.bundle.shapes.codec import CODEC_PRESETS
+from speechssm.export.models.codec import Codec
+
+TINY = CODEC_PRESETS["tiny"]
+PLAN = Plan(steps=5, batch=2, crop_frames=4, quantize_from=0.2, critic_from=0.6, warmup=2)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Small work is slower on several threads, and sums would depend on how it was split."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+class Noise:
+    """Crops by step from coloured noise."""
+
+    def __call__(self, step: int, rows: int, samples: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(step)
+        noise = torch.randn(rows, samples, generator=generator)
+        return 0.05 * (noise + torch.roll(noise, 1, 1))
+
+
+def clusters(rng: np.random.Generator, count: int, width: int) -> torch.Tensor:
+    centres = 3 * rng.standard_normal((16, width))
+    return torch.from_numpy(
+        (centres[rng.integers(16, size=count)] + 0.1 * rng.standard_normal((count, width))).astype(np.float32)
+    )
+
+
+def error(latents: torch.Tensor, model: Codec) -> float:
+    left = latents
+    for book in model.codebooks:
+        left = left - book[nearest(left, book)]
+    return float((left.square().mean() / latents.square().mean()).detach())
+
+
+def test_kmeans_start_explains_clusters_and_each_level_helps() -> None:
+    model, latents = Codec(TINY), clusters(np.random.default_rng(), 2000, TINY.latent)
+    before = error(latents, model)
+    trainer = Trainer(model)
+    trainer.start(latents, torch.Generator().manual_seed(0), batch=2000)
+    sums, codes = trainer.assign(latents, torch.Generator().manual_seed(0))
+    errors = [float((latents - s).square().mean()) for s in sums]
+    assert error(latents, model) < 0.01 < before
+    assert all(a > b for a, b in pairwise(errors))
+    assert codes.shape == (TINY.levels, 2000)
+
+
+def test_averages_follow_moving_latents_and_dead_codes_come_back() -> None:
+    rng = np.random.default_rng()
+    model, latents = Codec(TINY), clusters(rng, 2000, TINY.latent)
+    trainer = Trainer(model)
+    trainer.start(latents, torch.Generator().manual_seed(0), batch=500)
+    moved = clusters(rng, 2000, TINY.latent) + 5
+    generator = torch.Generator().manual_seed(1)
+    far = error(moved, model)
+    for _ in range(600):
+        trainer.assign(moved[torch.randperm(2000, generator=generator)[:500]], generator)
+    assert error(moved, model) < 0.02 < far
+    used = torch.unique(nearest(moved, model.codebooks[0]))
+    assert len(used) >= 16
+
+
+def test_straight_through_gives_the_encoder_the_decoders_gradient() -> None:
+    trainer = Trainer(Codec(TINY))
+    latents = torch.randn(3, 7, TINY.latent, requires_grad=True)
+    through, commitment, _ = trainer(latents, torch.Generator().manual_seed(0))
+    slope = torch.randn_like(through)
+    through.backward(slope)  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(latents.grad, slope)
+    assert float(commitment.detach()) > 0
+
+
+def test_resumed_training_equals_uninterrupted_training(tmp_path: Path) -> None:
+    """Over all three stages: autoencoder, quantized, critic."""
+    whole = Run(TINY, PLAN, "cpu")
+    for _ in range(PLAN.steps):
+        whole.advance(Noise())
+    for stop in (1, 3, 4):
+        first = Run(TINY, PLAN, "cpu")
+        for _ in range(stop):
+            first.advance(Noise())
+        first.save(tmp_path / "last.safetensors")
+        second = Run(TINY, replace(PLAN, seed=PLAN.seed), "cpu")
+        second.load(tmp_path / "last.safetensors")
+        while second.step < PLAN.steps:
+            report = second.advance(Noise())
+        assert "critic" in report
+        for (name, a), b in zip(
+            whole.model.state_dict().items(), second.model.state_dict().values(), strict=True
+        ):
+            torch.testing.assert_close(a, b, msg=f"{name} after resuming at step {stop}")
+        for name, a in whole.average.items():
+            torch.testing.assert_close(a, second.average[name], msg=f"averaged {name}")
+
+
+def test_training_lowers_the_distance() -> None:
+    torch.manual_seed(0)
+    run, losses = Run(TINY, replace(PLAN, steps=1000, quantize_from=2.0, critic_from=2.0), "cpu"), []
+    for _ in range(60):
+        losses.append(float(run.advance(Noise())["mel"]))
+    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
+
+
+def test_distance_is_zero_for_equals_and_grows_with_the_error() -> None:
+    real = Noise()(3, 2, 4096)
+    noise = torch.randn_like(real)
+    sizes = [float(reconstruction(real + level * noise, real)[0]) for level in (0.0, 0.003, 0.03)]
+    assert sizes[0] == 0.0
+    assert sizes[0] < sizes[1] < sizes[2]
+    assert len(SCALES) == 5
+
+
+def test_judged_part_has_every_window_and_its_future() -> None:
+    shape = CODEC_PRESETS["demo"]
+    samples, part = trimmed(shape, 50)
+    assert part.stop - part.start == 50 * FRAME_SAMPLES
+    assert part.start == shape.fft - FRAME_SAMPLES
+    assert part.stop + shape.fft - FRAME_SAMPLES + shape.lookahead * FRAME_SAMPLES == samples
+
+
+def test_crops_are_the_same_for_a_step_and_hold_nothing_held_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    stems = {
+        "kathleen": [f"arctic_a{i:04d}_1" for i in range(1, 221)],
+        "librispeech": [f"{i}-1-0001" for i in range(1, 221)],
+        "stories_speech": [f"alice_{i}" if i % 2 else f"oz_{i}" for i in range(221)],
+    }
+    every = [
+        data.Recording(corpus, stem, "af_sky", tmp_path / stem)
+        for corpus, names in stems.items()
+        for stem in names
+    ]
+    monkeypatch.setattr(data, "recordings", lambda root: every)
+    monkeypatch.setattr(data, "audio", lambda r: np.full(4000, 1 + every.index(r), np.int16))
+    training, validation = cropping.chosen(tmp_path)
+    assert validation
+    assert not {r.key for r in training} & {r.key for r in validation}
+    assert not any(splits.held_out(r) for r in [*training, *validation])
+    drawn = cropping.Crops(training, "cpu", seed=5)
+    torch.testing.assert_close(drawn(3, 4, 640), drawn(3, 4, 640), atol=0, rtol=0)
+    assert not torch.equal(drawn(3, 4, 640), drawn(4, 4, 640))
+    assert float(drawn(7, 16, 640).abs().max()) <= 0.95 + 1e-6
