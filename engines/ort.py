@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-
 from speechssm.bundle import GraphEntry
 from speechssm.bundle.manifest import Value
 from speechssm.errors import EngineError
@@ -75,7 +74,9 @@ class OrtGraph:
         settings.inter_op_num_threads = 1
         settings.log_severity_level = 3
         # A spinning pool would take the second core from whoever shares the machine.
-        settings.add_session_config_entry("session.intra_op.allow_spinning", "0" if options.threads == 1 else "1")
+        settings.add_session_config_entry(
+            "session.intra_op.allow_spinning", "0" if options.threads == 1 else "1"
+        )
         if options.custom_ops is not None:
             settings.register_custom_ops_library(str(options.custom_ops))
         providers = [PROVIDERS[options.provider]]
@@ -95,9 +96,13 @@ class OrtGraph:
             actual = {v.name: v for v in found}
             if wanted.keys() != actual.keys():
                 odd = sorted(wanted.keys() ^ actual.keys())
-                raise EngineError(f"graph {self.name}: the file and the manifest disagree about {kind} {odd[0]}")
+                raise EngineError(
+                    f"graph {self.name}: the file and the manifest disagree about {kind} {odd[0]}"
+                )
             for name, value in actual.items():
-                if _ORT_TYPES.get(value.type) != wanted[name].dtype or len(value.shape) != len(wanted[name].axes):
+                if _ORT_TYPES.get(value.type) != wanted[name].dtype or len(value.shape) != len(
+                    wanted[name].axes
+                ):
                     raise EngineError(
                         f"graph {self.name}: {kind} {name} is {value.type} of rank {len(value.shape)} in the file, "
                         f"{wanted[name].dtype} of rank {len(wanted[name].axes)} in the manifest"
@@ -203,4 +208,12 @@ def provider_names() -> list[str]:
     return list(import_onnxruntime().get_available_providers())
 
 
-__all__ = ["PROVIDERS", "OrtBindings", "OrtGraph", "OrtOptions", "Provider", "import_onnxruntime", "provider_names"]
+__all__ = [
+    "PROVIDERS",
+    "OrtBindings",
+    "OrtGraph",
+    "OrtOptions",
+    "Provider",
+    "import_onnxruntime",
+    "provider_names",
+]

@@ -54,7 +54,9 @@ def write_parts(folder: Path, builders: Mapping[str, GraphBuilder], weights: Map
         for use in builder.weights.values():
             spec = (_TENSOR_TYPES[use.dtype], use.shape)
             if wanted.setdefault(use.part, {}).setdefault(use.name, spec) != spec:
-                raise ExportError(f"graph {graph} stores weight {use.name} unlike another graph of the bundle")
+                raise ExportError(
+                    f"graph {graph} stores weight {use.name} unlike another graph of the bundle"
+                )
     for part, specs in wanted.items():
         tensors.write(folder / part_file(part), specs, _converted(part, specs, weights.get(part, {})))
 
@@ -82,13 +84,17 @@ def narrowed(name: str, array: np.ndarray, dtype: str) -> np.ndarray:
         with np.errstate(over="ignore"):
             half = array.astype(np.float16)
         if not np.isfinite(half).all():
-            raise ExportError(f"weight {name} exceeds the float16 range: export with --dtype bfloat16 or float32")
+            raise ExportError(
+                f"weight {name} exceeds the float16 range: export with --dtype bfloat16 or float32"
+            )
         return half
     bits = array.view(np.uint32)
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
 
 
-def write_graph(folder: Path, name: str, builder: GraphBuilder, state: tuple[StateTensor, ...] = ()) -> GraphEntry:
+def write_graph(
+    folder: Path, name: str, builder: GraphBuilder, state: tuple[StateTensor, ...] = ()
+) -> GraphEntry:
     """Write ``<name>.onnx`` beside its weight files and return its manifest entry."""
     model = builder.model()
     place_weights(model, builder, folder)
@@ -109,14 +115,19 @@ def write_graph(folder: Path, name: str, builder: GraphBuilder, state: tuple[Sta
 def place_weights(model: onnx.ModelProto, builder: GraphBuilder, folder: Path) -> None:
     """Fill in file, offset and length of every external weight from the part files in ``folder``."""
     headers = {
-        part: tensors.read_header(folder / part_file(part)) for part in {u.part for u in builder.weights.values()}
+        part: tensors.read_header(folder / part_file(part))
+        for part in {u.part for u in builder.weights.values()}
     }
     for tensor in model.graph.initializer:
         if tensor.data_location != TensorProto.EXTERNAL:
             continue
         use = builder.weights[tensor.name]
         entry = headers[use.part][use.name]
-        for key, value in (("location", part_file(use.part)), ("offset", entry.offset), ("length", entry.length)):
+        for key, value in (
+            ("location", part_file(use.part)),
+            ("offset", entry.offset),
+            ("length", entry.length),
+        ):
             field = tensor.external_data.add()
             field.key, field.value = key, str(value)
 
@@ -130,10 +141,13 @@ def _value(info: onnx.ValueInfoProto) -> Value:
 def write_manifest(folder: Path, make: Callable[[dict[str, FileEntry]], Manifest]) -> Manifest:
     """Digest every file of ``folder`` and write the manifest ``make`` builds from the digests."""
     files = {
-        path.name: FileEntry(sha256=sha256(path), size_bytes=path.stat().st_size) for path in sorted(folder.iterdir())
+        path.name: FileEntry(sha256=sha256(path), size_bytes=path.stat().st_size)
+        for path in sorted(folder.iterdir())
     }
     manifest = make(files)
-    (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1, exclude_none=True) + "\n", encoding="utf-8")
+    (folder / MANIFEST).write_text(
+        manifest.model_dump_json(indent=1, exclude_none=True) + "\n", encoding="utf-8"
+    )
     return manifest
 
 
@@ -146,7 +160,9 @@ def new_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """
     target = target.absolute()
     if target.exists() and not (overwrite and (target / MANIFEST).is_file()):
-        raise ExportError(f"{target} already exists: choose another folder, or add --overwrite to replace a bundle")
+        raise ExportError(
+            f"{target} already exists: choose another folder, or add --overwrite to replace a bundle"
+        )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from speechssm.bundle.shapes import AcousticShape, CodecShape, LMShape, TokenizerShape, griffin_blocks
+from speechssm.bundle.shapes.acoustic import ACOUSTIC_PRESETS
+from speechssm.bundle.shapes.codec import CODEC_PRESETS
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,11 @@ PRESETS: dict[str, Preset] = {
             vocab=64, width=32, lru_width=40, heads=4, kv_heads=2, head_dim=8, window=16, mlp_width=72,
             blocks=griffin_blocks(5),
         ),
+        tokenizer=TokenizerShape(
+            vocab=64, mels=20, front_width=12, width=24, layers=1, heads=2, ff_width=32, kernel=5
+        ),
+        acoustic=ACOUSTIC_PRESETS["tiny"],
+        codec=CODEC_PRESETS["tiny"],
     ),
     "demo": Preset(
         about="the demo voice",
@@ -32,6 +39,11 @@ PRESETS: dict[str, Preset] = {
             vocab=500, width=256, lru_width=256, heads=4, kv_heads=1, head_dim=64, window=256, mlp_width=640,
             blocks=griffin_blocks(8),
         ),
+        tokenizer=TokenizerShape(
+            vocab=500, front_width=64, width=176, layers=5, heads=4, ff_width=352, kernel=15
+        ),
+        acoustic=ACOUSTIC_PRESETS["demo"],
+        codec=CODEC_PRESETS["demo"],
     ),
     "2b": Preset(
         about="RecurrentGemma 2B with 32 768 audio tokens (paper section 3.2)",

@@ -159,7 +159,11 @@ class LMRows:
     def save(self, row: int) -> SavedRow:
         """Copy everything of a row."""
         return SavedRow(
-            self.state.save(row), int(self._token[row]), int(self._drawn[row]), self._seeds[row], self._samplers[row]
+            self.state.save(row),
+            int(self._token[row]),
+            int(self._drawn[row]),
+            self._seeds[row],
+            self._samplers[row],
         )
 
     def load(self, row: int, saved: SavedRow) -> None:
@@ -168,15 +172,26 @@ class LMRows:
         Raises SnapshotError when the state is of another model or its token is outside the vocabulary.
         """
         if not 0 <= saved.token < self.lm.vocab or saved.drawn < 0:
-            raise SnapshotError(f"the saved token {saved.token} is outside this model's vocabulary of {self.lm.vocab}")
+            raise SnapshotError(
+                f"the saved token {saved.token} is outside this model's vocabulary of {self.lm.vocab}"
+            )
         saved.sampler.check_against(self.lm.k_max)
         self.clear(row)
         self.state.load(row, saved.state)
         self._resume(row, saved.token, saved.drawn, saved.sampler, saved.seed)
 
     def _resume(self, row: int, token: int, drawn: int, sampler: SamplerSettings, seed: int) -> None:
-        self._token[row], self._drawn[row], self._seeds[row], self._samplers[row] = token, drawn, seed, sampler
-        self._temperature[row], self._top_k[row], self._top_p[row] = sampler.temperature, sampler.top_k, sampler.top_p
+        self._token[row], self._drawn[row], self._seeds[row], self._samplers[row] = (
+            token,
+            drawn,
+            seed,
+            sampler,
+        )
+        self._temperature[row], self._top_k[row], self._top_p[row] = (
+            sampler.temperature,
+            sampler.top_k,
+            sampler.top_p,
+        )
         self._block_of[row] = -1
 
     # stepping
@@ -215,7 +230,11 @@ class LMRows:
         return math.isfinite(health) and health <= self.lm.lru_limit
 
     def _reason(self, row: int, health: float) -> str:
-        what = "is no longer finite" if not math.isfinite(health) else f"reached {health:g}, above the limit {self.lm.lru_limit:g}"
+        what = (
+            "is no longer finite"
+            if not math.isfinite(health)
+            else f"reached {health:g}, above the limit {self.lm.lru_limit:g}"
+        )
         return (
             f"the recurrent state of slot {row} {what}: its session ends here and others go on; "
             "restore it from a snapshot, or check the bundle with 'speechssm verify'"

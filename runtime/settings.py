@@ -9,8 +9,6 @@ from speechssm.errors import SettingsError
 
 TEMPERATURE_MAX = 100.0
 """Above it every distribution is uniform to float32."""
-SEED_MAX = (1 << 64) - 1
-"""Seeds are unsigned 64-bit numbers."""
 
 
 @dataclass(frozen=True)
@@ -31,17 +29,26 @@ class SamplerSettings:
         whole("top_k", self.top_k, 0, 1 << 31)
         number("top_p", self.top_p, 0.0, 1.0)
         if self.top_p == 0.0:
-            raise SettingsError("top_p is 0, which keeps no token: give a value in (0, 1], or temperature 0 for the likeliest token")
+            raise SettingsError(
+                "top_p is 0, which keeps no token: give a value in (0, 1], or temperature 0 for the likeliest token"
+            )
 
     def check_against(self, k_max: int) -> None:
         """Raise SettingsError when the bundle cannot sort that many candidates."""
         if self.top_k > k_max:
-            raise SettingsError(f"top_k is {self.top_k}, this bundle sorts at most {k_max}: give 0 for all, or at most {k_max}")
+            raise SettingsError(
+                f"top_k is {self.top_k}, this bundle sorts at most {k_max}: give 0 for all, or at most {k_max}"
+            )
 
 
 def number(name: str, value: float, low: float, high: float) -> float:
     """``value`` as a finite float in [low, high], or SettingsError."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or not low <= value <= high:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not math.isfinite(value)
+        or not low <= value <= high
+    ):
         raise SettingsError(f"{name} is {value!r}: give a number from {low:g} to {high:g}")
     return float(value)
 

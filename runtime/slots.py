@@ -34,7 +34,9 @@ class SlotTable:
             if slot is Slot.FREE:
                 self._slots[row] = Slot.USED
                 return row
-        raise CapacityError(f"all {len(self)} slots are in use: release a session or open the model with more rows")
+        raise CapacityError(
+            f"all {len(self)} slots are in use: release a session or open the model with more rows"
+        )
 
     def quarantine(self, row: int) -> None:
         """Stop using a row whose state failed."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from speechssm.bundle import StateTensor
+from speechssm.bundle import StateTensor, state_bytes
 from speechssm.errors import SnapshotError
 
 Array = npt.NDArray[Any]
@@ -70,16 +70,13 @@ class StateBuffers:
         return state_bytes(self.schema)
 
 
-def state_bytes(schema: Sequence[StateTensor]) -> int:
-    """Bytes of one row of ``schema``."""
-    return sum(int(np.prod(s.shape, dtype=np.int64)) * np.dtype(s.dtype).itemsize for s in schema)
-
-
 def check_row(schema: Sequence[StateTensor], saved: Mapping[str, Array]) -> None:
     """Raise SnapshotError unless ``saved`` holds exactly the tensors of ``schema``."""
     names = {s.name for s in schema}
     if names != saved.keys():
-        raise SnapshotError(f"state tensor {sorted(names ^ saved.keys())[0]} is missing or unknown: the snapshot is of another model")
+        raise SnapshotError(
+            f"state tensor {sorted(names ^ saved.keys())[0]} is missing or unknown: the snapshot is of another model"
+        )
     for s in schema:
         array = saved[s.name]
         if array.shape != s.shape or array.dtype != np.dtype(s.dtype):

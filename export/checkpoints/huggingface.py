@@ -52,10 +52,14 @@ def griffin_parameters(tensors: Mapping[str, Array], shape: LMShape) -> dict[str
     head = left.pop("lm_head.weight", None)
     if not shape.tied_head:
         if head is None:
-            raise ExportError("the checkpoint has no tensor lm_head.weight, but its head is not tied to the embedding")
+            raise ExportError(
+                "the checkpoint has no tensor lm_head.weight, but its head is not tied to the embedding"
+            )
         out["head"] = head
     elif head is not None and not np.array_equal(head, out["embed"]):
-        raise ExportError("lm_head.weight differs from the embedding, but the configuration says they are tied")
+        raise ExportError(
+            "lm_head.weight differs from the embedding, but the configuration says they are tied"
+        )
     for i, block in enumerate(shape.blocks):
         ours, theirs = f"layers.{i}", f"model.layers.{i}"
         out[f"{ours}.temporal_norm.scale"] = take(f"{theirs}.temporal_pre_norm.weight")

@@ -97,7 +97,8 @@ class Nodes:
         e = s.gate_width
         blocks = [u] if s.heads == 1 else g.ops("Split", u, outputs=s.heads, axis=1, num_outputs=s.heads)
         mapped = [
-            g.op("MatMul", block, self.matrix(f"{name}.gates.{j}", e, 2 * e)) for j, block in enumerate(blocks)
+            g.op("MatMul", block, self.matrix(f"{name}.gates.{j}", e, 2 * e))
+            for j, block in enumerate(blocks)
         ]
         both = mapped[0] if s.heads == 1 else g.op("Concat", *mapped, axis=1)
         both = g.op("Add", both, self.vector(f"{name}.gates.bias", 2 * s.lru_width))

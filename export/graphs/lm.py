@@ -105,7 +105,15 @@ def build_lm_chunk(shape: LMShape, stored: int = FLOAT) -> GraphBuilder:
     time = g.op("Unsqueeze", time, g.const([1]))
     valid = g.op("Less", time, lengths)
     positions = g.op("Add", time, position)
-    in_range = g.op("And", valid, g.op("And", g.op("GreaterOrEqual", major, g.const(np.int64(0))), g.op("Less", major, g.const(np.int64(shape.vocab)))))
+    in_range = g.op(
+        "And",
+        valid,
+        g.op(
+            "And",
+            g.op("GreaterOrEqual", major, g.const(np.int64(0))),
+            g.op("Less", major, g.const(np.int64(shape.vocab))),
+        ),
+    )
     # Padding may hold any number; an index outside the table would stop the run.
     major = g.op("Where", in_range, major, g.const(np.int64(0)))
     rows = g.op("Reshape", major, g.const([-1]))
@@ -143,7 +151,9 @@ def build_lm_chunk(shape: LMShape, stored: int = FLOAT) -> GraphBuilder:
                 y = n.linear(g.op("Mul", h, gate), f"{name}.linear_out", e, shape.width)
             else:
                 q, k, v = n.qkv(y, name, rotation)
-                key, value, attended = _scan_attention(n, state[f"{name}_key"], state[f"{name}_value"], q, k, v, positions_3d, valid_3d, steps)
+                key, value, attended = _scan_attention(
+                    n, state[f"{name}_key"], state[f"{name}_value"], q, k, v, positions_3d, valid_3d, steps
+                )
                 new[f"{name}_key"], new[f"{name}_value"] = key, value
                 flat = g.op("Reshape", attended, g.const([-1, shape.heads * shape.head_dim]))
                 y = n.linear(flat, f"{name}.out", shape.heads * shape.head_dim, shape.width)

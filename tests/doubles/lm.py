@@ -52,7 +52,9 @@ class ToyLM:
     def zeros(self, rows: int) -> State:
         return {s.name: np.zeros((rows, *s.shape), s.dtype) for s in lm_state(self.shape)}
 
-    def step(self, token: np.ndarray, state: State, active: np.ndarray | None = None, **sampler: object) -> tuple[dict[str, np.ndarray], State]:
+    def step(
+        self, token: np.ndarray, state: State, active: np.ndarray | None = None, **sampler: object
+    ) -> tuple[dict[str, np.ndarray], State]:
         rows = len(token)
         inputs = {
             "token": np.asarray(token, np.int64),
@@ -67,7 +69,9 @@ class ToyLM:
         out = self.step_graph.call(inputs, [*heads, *(f"out_{k}" for k in state)])
         return dict(zip(heads, out, strict=False)), dict(zip(state, out[len(heads) :], strict=True))
 
-    def chunk(self, tokens: np.ndarray, lengths: np.ndarray | list[int], state: State) -> tuple[np.ndarray, State]:
+    def chunk(
+        self, tokens: np.ndarray, lengths: np.ndarray | list[int], state: State
+    ) -> tuple[np.ndarray, State]:
         inputs = {
             "tokens": np.ascontiguousarray(tokens, np.int64),
             "lengths": np.asarray(lengths, np.int64),
@@ -87,7 +91,9 @@ class ToyLM:
     def language_model(self, lru_limit: float = 1e6) -> LanguageModel:
         """As the runtime sees it. The debug output is not bound, so the step graph needs its own file."""
         chunk: Callable[[], OrtGraph] = lambda: self.chunk_graph  # noqa: E731
-        return LanguageModel(self.plain_step, chunk, lm_state(self.shape), self.shape.vocab, self.shape.vocab, lru_limit)
+        return LanguageModel(
+            self.plain_step, chunk, lm_state(self.shape), self.shape.vocab, self.shape.vocab, lru_limit
+        )
 
     plain_step: OrtGraph = None  # type: ignore[assignment]
 

@@ -72,7 +72,9 @@ def differing_rows(emit: Emit, width: int, threads: int, rng: np.random.Generato
     g.output("y", emit(g, g.input("x", FLOAT, ("r", width)), width), FLOAT, ("r", None))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    run = onnxruntime.InferenceSession(g.model().SerializeToString(), options, providers=["CPUExecutionProvider"])
+    run = onnxruntime.InferenceSession(
+        g.model().SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
     x = rng.standard_normal((ROWS, width)).astype(np.float32)
     whole = run.run(None, {"x": x})[0]
     bad = set()
@@ -87,7 +89,9 @@ def differing_rows(emit: Emit, width: int, threads: int, rng: np.random.Generato
 @pytest.mark.parametrize("threads", THREADS)
 @pytest.mark.parametrize("width", [32, 33, 40, 57, 256])
 @pytest.mark.parametrize("name", SOUND)
-def test_rows_do_not_depend_on_their_number(name: str, width: int, threads: int, rng: np.random.Generator) -> None:
+def test_rows_do_not_depend_on_their_number(
+    name: str, width: int, threads: int, rng: np.random.Generator
+) -> None:
     assert differing_rows(SOUND[name], width, threads, rng) == set()
 
 
@@ -110,7 +114,9 @@ def test_attention_products_do_not_depend_on_the_batch(
     g.output("y", g.op("MatMul", weights, ring), FLOAT, ("b", 2, heads, 24))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    run = onnxruntime.InferenceSession(g.model().SerializeToString(), options, providers=["CPUExecutionProvider"])
+    run = onnxruntime.InferenceSession(
+        g.model().SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
     x, y = (rng.standard_normal((9, 2, n, 24)).astype(np.float32) for n in (heads, slots))
     whole = run.run(None, {"q": x, "ring": y})[0]
     for row in range(9):

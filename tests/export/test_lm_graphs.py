@@ -36,7 +36,9 @@ def tokens_for(toy: ToyLM, rng: np.random.Generator, rows: int, length: int) -> 
 
 
 @pytest.mark.parametrize("name", [*ODD, "tiny"])
-def test_s9_odd_shapes_equal_pytorch_and_wrap_the_window(name: str, tmp_path: Path, rng: np.random.Generator) -> None:
+def test_s9_odd_shapes_equal_pytorch_and_wrap_the_window(
+    name: str, tmp_path: Path, rng: np.random.Generator
+) -> None:
     """S9: odd widths, e != d, any number of KV heads; lengths w-1, w, w+1 and far past the ring (S10)."""
     toy = toy_lm(tmp_path, TINY if name == "tiny" else odd_shape(name), seed=int(rng.integers(1 << 30)))
     w = toy.shape.window

@@ -64,7 +64,9 @@ def test_equals_the_plain_sampler(vocab: int, rng: np.random.Generator) -> None:
     if vocab > sampler.K_MAX:
         top_k[top_p < 1] = 40  # beyond k_max the nucleus is cut, by design
     uniform = (rng.integers(0, 1 << 24, rows) * 2.0**-24).astype(np.float32)
-    token, logprob, finite = draw(run, logits, temperature=temperature, top_k=top_k, top_p=top_p, uniform=uniform)
+    token, logprob, finite = draw(
+        run, logits, temperature=temperature, top_k=top_k, top_p=top_p, uniform=uniform
+    )
     expected = [plain(*given) for given in zip(logits, temperature, top_k, top_p, uniform, strict=True)]
     # float32 sums may fall on the other side of a boundary once in thousands of draws.
     assert np.mean(token == expected) > 0.99
@@ -103,7 +105,8 @@ def test_rows_have_their_own_settings(rng: np.random.Generator) -> None:
     t, k, p, u = (list(column) for column in zip(*settings, strict=True))
     together, *_ = draw(run, logits, temperature=t, top_k=k, top_p=p, uniform=u)
     alone = [
-        draw(run, logits[i : i + 1], temperature=t[i], top_k=k[i], top_p=p[i], uniform=u[i])[0][0] for i in range(3)
+        draw(run, logits[i : i + 1], temperature=t[i], top_k=k[i], top_p=p[i], uniform=u[i])[0][0]
+        for i in range(3)
     ]
     assert together.tolist() == alone
 

@@ -53,7 +53,8 @@ def deepmind() -> None:
     from recurrentgemma.torch.griffin import Griffin
 
     blocks = tuple(
-        common.TemporalBlockType.ATTENTION if i % 3 == 2 else common.TemporalBlockType.RECURRENT for i in range(5)
+        common.TemporalBlockType.ATTENTION if i % 3 == 2 else common.TemporalBlockType.RECURRENT
+        for i in range(5)
     )
     config = common.GriffinConfig(
         vocab_size=48, width=32, mlp_expanded_width=56, num_heads=4, block_types=blocks,

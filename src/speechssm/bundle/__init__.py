@@ -2,6 +2,6 @@
 
 from .manifest import GraphEntry, Manifest
 from .reader import Bundle, open_bundle, read_manifest
-from .state import StateTensor
+from .state import StateTensor, state_bytes
 
-__all__ = ["Bundle", "GraphEntry", "Manifest", "StateTensor", "open_bundle", "read_manifest"]
+__all__ = ["Bundle", "GraphEntry", "Manifest", "StateTensor", "open_bundle", "read_manifest", "state_bytes"]

@@ -48,17 +48,23 @@ def open_bundle(folder: Path | str, *, on_bytes: Callable[[int], None] | None = 
         path = _regular_file(folder, name)
         size = path.stat().st_size
         if size != entry.size_bytes:
-            raise BundleError(f"{path} has {size} bytes, the manifest says {entry.size_bytes}: copy the bundle again")
+            raise BundleError(
+                f"{path} has {size} bytes, the manifest says {entry.size_bytes}: copy the bundle again"
+            )
     for name, entry in manifest.files.items():
         if sha256(folder / name, on_bytes) != entry.sha256:
-            raise BundleError(f"{folder / name} was altered or damaged: its sha256 is not the manifest's; copy the bundle again")
+            raise BundleError(
+                f"{folder / name} was altered or damaged: its sha256 is not the manifest's; copy the bundle again"
+            )
     return Bundle(folder, manifest, digest)
 
 
 def read_manifest(folder: Path) -> tuple[Manifest, str]:
     """The manifest of ``folder`` and its sha256. Nothing else is opened."""
     if not folder.is_dir():
-        raise BundleError(f"there is no bundle at {folder}: make one with 'speechssm export --preset tiny -o {folder}'")
+        raise BundleError(
+            f"there is no bundle at {folder}: make one with 'speechssm export --preset tiny -o {folder}'"
+        )
     path = _regular_file(folder, MANIFEST)
     if path.stat().st_size > limits.MANIFEST_BYTES:
         raise BundleError(f"{path} is larger than {limits.MANIFEST_BYTES} bytes: it is not a manifest")
@@ -95,11 +101,17 @@ def sha256(path: Path, on_bytes: Callable[[int], None] | None = None) -> str:
 def _regular_file(folder: Path, name: str) -> Path:
     path = folder / name
     if not is_plain(name):
-        raise BundleError(f"{name!r} is not a plain file name: a bundle may only name files in its own folder")
+        raise BundleError(
+            f"{name!r} is not a plain file name: a bundle may only name files in its own folder"
+        )
     try:
         mode = path.lstat().st_mode
     except OSError as error:
-        raise BundleError(f"{path} cannot be read ({error.strerror}): the bundle is incomplete, copy it again") from error
+        raise BundleError(
+            f"{path} cannot be read ({error.strerror}): the bundle is incomplete, copy it again"
+        ) from error
     if not stat.S_ISREG(mode):
-        raise BundleError(f"{path} is a link or special file: a bundle holds regular files only, copy the file itself there")
+        raise BundleError(
+            f"{path} is a link or special file: a bundle holds regular files only, copy the file itself there"
+        )
     return path

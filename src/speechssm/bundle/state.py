@@ -1,5 +1,7 @@
 """The state schema: which tensors a row carries from step to step."""
 
+import math
+from collections.abc import Iterable
 from typing import Literal
 
 from pydantic import Field
@@ -18,3 +20,13 @@ class StateTensor(Shape):
     kind: Literal["lru", "conv", "key", "value", "position", "tail"]
     shape: tuple[int, ...]
     dtype: Literal["float32", "float16", "int64"] = "float32"
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of one row."""
+        return math.prod(self.shape) * {"float32": 4, "float16": 2, "int64": 8}[self.dtype]
+
+
+def state_bytes(schema: Iterable[StateTensor]) -> int:
+    """Bytes of one row of ``schema``: what a session costs."""
+    return sum(tensor.bytes for tensor in schema)

@@ -22,7 +22,19 @@ from speechssm.errors import BundleError
 
 from . import limits
 
-ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "U4": 1, "BOOL": 1}
+ITEM_BYTES = {
+    "F64": 8,
+    "F32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "I64": 8,
+    "I32": 4,
+    "I16": 2,
+    "I8": 1,
+    "U8": 1,
+    "U4": 1,
+    "BOOL": 1,
+}
 """Bytes of one element by safetensors type name."""
 
 
@@ -86,10 +98,14 @@ def _parse_header(
     expected = data_start
     for key, entry in sorted(entries.items(), key=lambda item: (item[1].offset, item[1].length)):
         if entry.offset != expected:
-            raise BundleError(f"{name}: tensor {key} starts at byte {entry.offset}, expected {expected}: overlap or hole")
+            raise BundleError(
+                f"{name}: tensor {key} starts at byte {entry.offset}, expected {expected}: overlap or hole"
+            )
         expected += entry.length
     if expected != size:
-        raise BundleError(f"{name} holds {size} bytes but its header describes {expected}: truncated or padded")
+        raise BundleError(
+            f"{name} holds {size} bytes but its header describes {expected}: truncated or padded"
+        )
     return entries, metadata
 
 
@@ -99,7 +115,12 @@ def _entry(name: str, key: str, value: Any, data_start: int) -> TensorEntry:
         sizes_are_whole = all(type(n) is int and n >= 0 for n in (*shape, start, end))
     except (TypeError, KeyError, ValueError) as error:
         raise BundleError(f"{name}: tensor {key} has no dtype, shape or data_offsets") from error
-    if dtype not in ITEM_BYTES or not sizes_are_whole or len(shape) > limits.RANK or set(value) != {"dtype", "shape", "data_offsets"}:
+    if (
+        dtype not in ITEM_BYTES
+        or not sizes_are_whole
+        or len(shape) > limits.RANK
+        or set(value) != {"dtype", "shape", "data_offsets"}
+    ):
         raise BundleError(f"{name}: tensor {key} has an unknown type or a malformed shape")
     if end - start != math.prod(shape) * ITEM_BYTES[dtype]:
         raise BundleError(f"{name}: tensor {key} of shape {shape} cannot have {end - start} bytes")
@@ -113,7 +134,9 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return table
 
 
-def layout(tensors: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str] | None = None) -> bytes:
+def layout(
+    tensors: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str] | None = None
+) -> bytes:
     """Length prefix and header of a file holding ``tensors`` (name to type name and shape), in that order."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
@@ -141,7 +164,9 @@ def write(
         file.write(layout(tensors, metadata))
         for (name, (dtype, shape)), array in zip(tensors.items(), arrays, strict=True):
             if array.nbytes != math.prod(shape) * ITEM_BYTES[dtype]:
-                raise BundleError(f"tensor {name} has {array.nbytes} bytes where {dtype} {shape} was declared")
+                raise BundleError(
+                    f"tensor {name} has {array.nbytes} bytes where {dtype} {shape} was declared"
+                )
             file.write(np.ascontiguousarray(array).data)
         file.flush()
         os.fsync(file.fileno())

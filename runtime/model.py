@@ -1,0 +1,225 @@
+"""A loaded bundle: what every session of it shares."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+
+from speechssm.audio import AudioWriter, read_audio
+from speechssm.axes import SAMPLE_RATE_HZ
+from speechssm.bundle import Manifest, StateTensor, state_bytes
+from speechssm.engines.protocol import Graph
+from speechssm.errors import BundleError, SessionFailed, SettingsError
+
+from .acoustic import SCHEDULES, AcousticSchedule, WindowRow, decode_windows, graph_pass
+from .clock import SessionStats
+from .frozen import thaw
+from .lm import LanguageModel
+from .prompt import speaker_voice, tokenize
+from .session import Session, SessionSettings
+from .settings import SamplerSettings
+from .snapshot import read_snapshot
+from .windows import WindowSettings
+
+Recording = str | PathLike[str] | np.ndarray
+"""A path to a recording, or its samples (n) or (n, channels) with ``rate_hz`` beside it."""
+
+
+@dataclass(frozen=True)
+class Speech:
+    """What ``generate`` returns: float32 audio (n), its seed, and where the time went."""
+
+    audio: np.ndarray
+    seed: int
+    stats: SessionStats
+    sample_rate_hz: int = SAMPLE_RATE_HZ
+
+    @property
+    def seconds(self) -> float:
+        """Length of the audio."""
+        return len(self.audio) / self.sample_rate_hz
+
+    def save(self, path: str | PathLike[str]) -> Path:
+        """Write a WAV or FLAC file, by the suffix of ``path``. Raises AudioError."""
+        with AudioWriter(Path(path)) as writer:
+            writer.write(self.audio)
+        return Path(path)
+
+
+class Model:
+    """A bundle made runnable. Thread-safe: sessions of one model may run in several threads.
+
+    ``graphs`` gives a graph by its manifest name; ``digest`` names the bundle in snapshots.
+    """
+
+    def __init__(self, manifest: Manifest, digest: str, graphs: Callable[[str], Graph]) -> None:
+        self.manifest = manifest
+        self.digest = digest
+        self._graphs = graphs
+        lm = manifest.lm
+        self.language_model = LanguageModel(
+            step=graphs("lm_step"),
+            chunk=lambda: graphs("lm_chunk"),
+            schema=manifest.graphs["lm_step"].state,
+            vocab=lm.shape.vocab,
+            k_max=lm.k_max,
+            lru_limit=lm.lru_limit,
+        )
+
+    @property
+    def levels(self) -> int:
+        """Codec levels q."""
+        self._check_speaks()
+        assert self.manifest.codec
+        return self.manifest.codec.shape.levels
+
+    @property
+    def codes(self) -> int:
+        """Codes c of one level."""
+        self._check_speaks()
+        assert self.manifest.codec
+        return self.manifest.codec.shape.codes
+
+    @property
+    def session_bytes(self) -> int:
+        """Bytes of recurrent state of one session."""
+        return state_bytes(self.language_model.schema)
+
+    # what callers use
+
+    def generate(
+        self,
+        prompt: Recording,
+        *,
+        seconds: float,
+        seed: int | None = None,
+        rate_hz: int | None = None,
+        speaker: Recording | None = None,
+        speaker_rate_hz: int | None = None,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        ramp: bool = False,
+        schedule: str | AcousticSchedule = "default",
+    ) -> Speech:
+        """Continue ``prompt`` for ``seconds`` and return all of the new speech.
+
+        Arguments are those of :meth:`open`. For more than a few minutes prefer ``open`` and ``stream``,
+        whose memory does not grow.
+        """
+        session = self.open(
+            prompt, seed=seed, rate_hz=rate_hz, speaker=speaker, speaker_rate_hz=speaker_rate_hz,
+            temperature=temperature, top_k=top_k, top_p=top_p, ramp=ramp, schedule=schedule,
+        )  # fmt: skip
+        with session:
+            audio = np.concatenate(list(session.stream(seconds)))
+            return Speech(audio, session.settings.seed, session.stats)
+
+    def open(
+        self,
+        prompt: Recording,
+        *,
+        seed: int | None = None,
+        rate_hz: int | None = None,
+        speaker: Recording | None = None,
+        speaker_rate_hz: int | None = None,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        ramp: bool = False,
+        schedule: str | AcousticSchedule = "default",
+    ) -> Session:
+        """Start a session that continues ``prompt`` (1 s to 1 h, any common format and rate).
+
+        ``seed`` None picks one (``session.settings.seed``). ``speaker`` is a recording of another voice
+        to speak in; ``rate_hz`` and ``speaker_rate_hz`` are needed when samples are given instead of
+        paths. ``ramp`` lets speech start after 2 s of tokens instead of 30 s. ``schedule`` is
+        'default', 'fast' or an AcousticSchedule.
+
+        Raises AudioError for a recording that cannot be used, SettingsError for a setting outside its
+        range, BundleError when the bundle cannot speak.
+        """
+        settings = SessionSettings(
+            seed=secrets.randbits(63) if seed is None else seed,
+            sampler=SamplerSettings(temperature, top_k, top_p),
+            windows=self._windows(ramp),
+            acoustic=named_schedule(schedule),
+        )
+        self.check_settings(settings)
+        audio = read_audio(prompt, rate_hz)
+        other = None if speaker is None else read_audio(speaker, speaker_rate_hz)
+        return self._start(settings, audio, other)
+
+    def restore(self, path: str | PathLike[str]) -> Session:
+        """A session that goes on from a snapshot of this bundle; ``resume()`` ends its stream.
+
+        Raises SnapshotError for a file that is damaged, too new, or of another model.
+        """
+        self._check_speaks()
+        return thaw(self, read_snapshot(Path(path), self.digest))
+
+    # what sessions use
+
+    def check_settings(self, settings: SessionSettings) -> None:
+        """Raise SettingsError or BundleError when this bundle cannot run them."""
+        self._check_speaks()
+        settings.sampler.check_against(self.language_model.k_max)
+        settings.acoustic.passes(self.levels)
+        allowed = self.manifest.windows.buckets
+        for bucket in settings.windows.buckets:
+            if bucket not in allowed:
+                raise SettingsError(
+                    f"windows of {bucket} tokens are not among this bundle's buckets {allowed}: keep the default windows"
+                )
+
+    def decode_window(self, row: WindowRow, schedule: AcousticSchedule) -> np.ndarray:
+        """Codes (q, 2t) of one acoustic window. Raises SessionFailed when they are not finite."""
+        (codes,), failed = decode_windows(graph_pass(self._graphs("acoustic")), [row], schedule)
+        if failed:
+            raise SessionFailed(
+                "the acoustic stage's confidences are not finite: check the bundle with 'speechssm verify'"
+            )
+        return codes
+
+    def codec_decoder(self) -> tuple[Graph, Sequence[StateTensor]]:
+        """The streaming decoder and its state."""
+        return self._graphs("codec_decode"), self.manifest.graphs["codec_decode"].state
+
+    def _start(self, settings: SessionSettings, audio: np.ndarray, other: np.ndarray | None) -> Session:
+        tokenizer, encoder = self._graphs("tokenizer"), self._graphs("codec_encode")
+        opened = time.perf_counter()
+        tokens = tokenize(tokenizer, audio)
+        voiced = (audio, tokens) if other is None else (other, tokenize(tokenizer, other))
+        session = Session(self, settings, speaker_voice(encoder, *voiced), opened=opened)
+        session.read_prompt(tokens)
+        session.stats.prompt_s = time.perf_counter() - opened
+        return session
+
+    def _windows(self, ramp: bool) -> WindowSettings:
+        windows = self.manifest.windows
+        return WindowSettings(windows.window_tokens, windows.overlap_tokens, ramp)
+
+    def _check_speaks(self) -> None:
+        if not self.manifest.speaks:
+            missing = [p for p in ("tokenizer", "acoustic", "codec") if getattr(self.manifest, p) is None]
+            raise BundleError(
+                f"bundle {self.manifest.name} has no {' and no '.join(missing)}, so it cannot turn speech into speech: "
+                "export it with those parts, or use its language model alone"
+            )
+
+
+def named_schedule(schedule: str | AcousticSchedule) -> AcousticSchedule:
+    """The published schedule of that name, or the schedule itself. Raises SettingsError."""
+    if isinstance(schedule, AcousticSchedule):
+        return schedule
+    if schedule not in SCHEDULES:
+        raise SettingsError(
+            f"there is no acoustic schedule {schedule!r}: choose one of {', '.join(SCHEDULES)}"
+        )
+    return SCHEDULES[schedule]

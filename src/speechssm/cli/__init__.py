@@ -1,0 +1,75 @@
+"""The ``speechssm`` command. Commands only translate words into calls; the work is elsewhere."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import typer
+
+import speechssm
+from speechssm.errors import SpeechSSMError
+
+from . import bundles, doctor, generate
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+TERMINATED = 143
+"""Exit code after SIGTERM."""
+
+app = typer.Typer(
+    help="Continue speech from a prompt recording, for as long as asked.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.command()(generate.generate)
+app.command()(bundles.export)
+app.command()(bundles.inspect)
+app.command()(bundles.verify)
+app.command()(doctor.doctor)
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """Continue speech from a prompt recording, for as long as asked."""
+    if version:
+        typer.echo(f"speechssm {speechssm.__version__}")
+        raise typer.Exit
+
+
+class _Terminated(SystemExit):
+    """SIGTERM, raised in the main thread so that ``with`` blocks finish their files."""
+
+
+def _on_sigterm(_signal: int, _frame: FrameType | None) -> NoReturn:
+    raise _Terminated(TERMINATED)
+
+
+def main() -> None:
+    """Run the command line; an error of ours is one sentence and exit code 1, never a traceback."""
+    signal.signal(signal.SIGTERM, _on_sigterm)
+    try:
+        app(standalone_mode=False)
+    except SpeechSSMError as error:
+        _fail(str(error), 1)
+    except typer.TyperException as error:
+        # No message: the help text was asked for, or shown because there were no arguments.
+        if message := error.format_message():
+            _fail(f"{message} See 'speechssm --help'.", error.exit_code)
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("interrupted", INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of our output went away; there is nobody left to tell.
+        sys.stderr.close()
+        sys.exit(1)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print(f"speechssm: {message}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,141 @@
+"""``speechssm generate``: a prompt recording in, a continued recording out."""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import sys
+import time
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from tqdm import tqdm
+
+import speechssm
+from speechssm.audio import AudioWriter, read_audio
+from speechssm.axes import SAMPLE_RATE_HZ
+from speechssm.errors import BundleError, SettingsError
+from speechssm.runtime.session import DAY_SECONDS, Session
+
+
+class Schedule(StrEnum):
+    """Published acoustic schedules."""
+
+    DEFAULT = "default"
+    FAST = "fast"
+
+
+class Provider(StrEnum):
+    """Execution providers."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+def generate(
+    prompt: Annotated[Path, typer.Argument(help="Recording to continue: 1 s to 1 h, any common format.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Where to write: .wav, .flac or .w64.")],
+    seconds: Annotated[float, typer.Option(help="Seconds of new speech.")],
+    bundle: Annotated[Path | None, typer.Option(help="Bundle folder; the demo voice when left out.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of all randomness; picked when left out.")] = None,
+    speaker: Annotated[Path | None, typer.Option(help="Recording of another voice to speak in.")] = None,
+    with_prompt: Annotated[
+        bool, typer.Option("--with-prompt", help="Put the prompt before the new speech.")
+    ] = False,
+    ramp: Annotated[
+        bool, typer.Option("--ramp", help="Start speaking early, with less context at first.")
+    ] = False,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token; 1 is the paper's.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Keep the k likeliest tokens; 0 keeps all.")] = 0,
+    top_p: Annotated[
+        float, typer.Option(help="Keep the likeliest tokens that reach this probability.")
+    ] = 1.0,
+    schedule: Annotated[Schedule, typer.Option(help="Passes of the acoustic stage.")] = Schedule.DEFAULT,
+    provider: Annotated[Provider, typer.Option(help="Execution provider.")] = Provider.CPU,
+    threads: Annotated[int, typer.Option(min=0, help="Threads of one engine call; 0 takes every core.")] = 0,
+    unbounded: Annotated[bool, typer.Option("--unbounded", help="Allow more than 24 h.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
+) -> None:
+    """Continue PROMPT by SECONDS of new speech in the same voice."""
+    check_seconds(seconds, unbounded)
+    folder = bundle if bundle is not None else demo_voice()
+    model = speechssm.load(folder, provider=provider.value, threads=threads)
+    # The prompt is read once; read here, it can also be written in front.
+    audio = read_audio(prompt)
+    started = time.perf_counter()
+    with AudioWriter(out, keep_partial=True) as writer:
+        if with_prompt:
+            writer.write(audio)
+        session = model.open(
+            audio, rate_hz=SAMPLE_RATE_HZ, seed=seed, speaker=speaker, temperature=temperature, top_k=top_k,
+            top_p=top_p, ramp=ramp, schedule=schedule.value,
+        )  # fmt: skip
+        with session:
+            _write_all(session, writer, seconds, unbounded)
+            wall = time.perf_counter() - started
+            report = summary(session, wall, folder)
+    if as_json:
+        print(json.dumps(report))
+    else:
+        voice = "noise: this bundle has random weights" if model.manifest.seeded else "speech"
+        print(
+            f"{out}: {report['seconds']:.2f} s of {voice} in {wall:.2f} s ({report['rtf']:.2f}x real time), seed {report['seed']}"
+        )
+
+
+def check_seconds(seconds: float, unbounded: bool) -> None:
+    """Refuse a length that is not positive, or past 24 h without ``unbounded``, before anything is loaded."""
+    if not math.isfinite(seconds) or seconds <= 0:
+        raise SettingsError(f"--seconds is {seconds}: give a length above zero")
+    if seconds > DAY_SECONDS and not unbounded:
+        raise SettingsError(f"--seconds is {seconds:g}, more than 24 h: add --unbounded if that is meant")
+
+
+def demo_voice() -> Path:
+    """The bundle that ships with the package. Raises BundleError while there is none."""
+    folder = Path(speechssm.__file__).parent / "voices" / "demo"
+    if not (folder / "manifest.json").is_file():
+        raise BundleError(
+            "no trained voice ships with this version: make a bundle with "
+            "'speechssm export --preset tiny --seed 0 -o tiny' (it speaks noise) and pass '--bundle tiny'"
+        )
+    return folder
+
+
+def _write_all(session: Session, writer: AudioWriter, seconds: float, unbounded: bool) -> None:
+    with tqdm(
+        total=round(seconds, 2), unit="s", disable=not sys.stderr.isatty(), leave=False,
+        bar_format="{l_bar}{bar}| {n:.0f}/{total:.0f} s [{elapsed}<{remaining}]",
+    ) as bar:  # fmt: skip
+        for piece in session.stream(seconds, unbounded=unbounded):
+            writer.write(piece)
+            bar.update(len(piece) / SAMPLE_RATE_HZ)
+
+
+def summary(session: Session, wall_s: float, bundle: Path) -> dict[str, Any]:
+    """The object that ``--json`` prints."""
+    stats = session.stats
+    seconds = stats.samples / SAMPLE_RATE_HZ
+    return {
+        "seconds": seconds,
+        "sample_rate_hz": SAMPLE_RATE_HZ,
+        "tokens": stats.tokens,
+        "windows": stats.windows,
+        "rtf": wall_s / seconds,
+        "first_audio_s": stats.first_audio_s,
+        "lm_s": stats.lm_s,
+        "acoustic_s": stats.acoustic_s,
+        "codec_s": stats.codec_s,
+        "peak_rss_bytes": peak_rss_bytes(),
+        "seed": session.settings.seed,
+        "bundle": str(bundle),
+    }
+
+
+def peak_rss_bytes() -> int:
+    """Largest resident memory this process has had."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
