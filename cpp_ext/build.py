@@ -104,8 +104,17 @@ def build(preset: Preset = "host", *, jobs: int | None = None) -> Path:
     try:
         tree, out = work / "tree", work / "out"
         _run(_configure_command(preset, tree), preset)
-        _run(["cmake", "--build", str(tree), "--parallel", str(jobs or os.cpu_count() or 1)], preset)
+        compile_all = [
+            "cmake",
+            "--build",
+            str(tree),
+            "--verbose",
+            "--parallel",
+            str(jobs or os.cpu_count() or 1),
+        ]
+        log = _run(compile_all, preset)
         out.mkdir()
+        (out / "build.log").write_text(log)  # compiler commands and the device compiler's resource report
         files = {p.name: p for p in tree.iterdir() if p.name.startswith(("libspeechssm_", "speechssm_"))}
         for name, path in files.items():
             shutil.copy2(path, out / name)
@@ -232,7 +241,7 @@ def _configure_command(preset: Preset, tree: Path) -> list[str]:
     return command
 
 
-def _run(command: list[str], what: str) -> None:
+def _run(command: list[str], what: str) -> str:
     done = subprocess.run(command, cwd=SOURCES, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode != 0:
         tail = "\n".join((done.stdout + done.stderr).strip().splitlines()[-30:])
@@ -240,6 +249,7 @@ def _run(command: list[str], what: str) -> None:
             f"building {what} failed (exit {done.returncode}) in: {' '.join(command)}\n{tail}\n"
             "`speechssm doctor` lists the tools that were found"
         )
+    return done.stdout + done.stderr
 
 
 def _installed_headers() -> Path:

@@ -2,5 +2,6 @@
 add_library(speechssm_ort SHARED ort/rglru_ops.cpp $<TARGET_OBJECTS:host_objects>)
 if(SPEECHSSM_CUDA)
   target_compile_definitions(speechssm_ort PRIVATE SPEECHSSM_WITH_CUDA)
-  target_link_libraries(speechssm_ort PRIVATE cuda_kernels)
+  target_sources(speechssm_ort PRIVATE $<TARGET_OBJECTS:cuda_kernels>)
+  target_link_libraries(speechssm_ort PRIVATE CUDA::cudart_static)
 endif()

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from speechssm.cpp_ext import build as ext
 from tests.cpp_ext.lru_native import HostLibrary
@@ -20,7 +21,9 @@ def built(preset: ext.Preset) -> Path:
         pytest.skip("needs nvcc (CUDA toolkit)")
     if preset in ("harness", "tensorrt") and ext.tensorrt_headers() is None:
         pytest.skip("needs TensorRT's headers: python -m speechssm.cpp_ext.build headers")
-    return ext.build(preset)
+    ext.cache_folder().mkdir(parents=True, exist_ok=True)
+    with FileLock(ext.cache_folder() / f"{preset}.lock"):  # parallel test workers build once
+        return ext.build(preset)
 
 
 @pytest.fixture(scope="session")

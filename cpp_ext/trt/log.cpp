@@ -1,0 +1,30 @@
+#include "log.hpp"
+
+#include <atomic>
+#include <cstdarg>
+#include <cstdio>
+
+#include "speechssm/rglru_api.h"
+
+namespace speechssm_trt {
+namespace {
+std::atomic<nvinfer1::ILoggerFinder*> logger_finder{nullptr};
+thread_local char last_error[400] = "";
+}  // namespace
+
+void set_logger_finder(nvinfer1::ILoggerFinder* finder) noexcept { logger_finder.store(finder); }
+
+int report(const char* format, ...) noexcept {
+    va_list words;
+    va_start(words, format);
+    std::vsnprintf(last_error, sizeof last_error, format, words);
+    va_end(words);
+    if (nvinfer1::ILoggerFinder* finder = logger_finder.load())
+        if (nvinfer1::ILogger* logger = finder->findLogger()) logger->log(nvinfer1::ILogger::Severity::kERROR, last_error);
+    return -1;
+}
+
+}  // namespace speechssm_trt
+
+// The last error of this thread, for callers without a TensorRT logger.
+extern "C" SPEECHSSM_EXPORT const char* speechssm_trt_last_error() { return speechssm_trt::last_error; }
