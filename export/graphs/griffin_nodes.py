@@ -20,6 +20,8 @@ from .exact import row_mean, row_sum
 
 PART = "lm"
 """The bundle part whose safetensors file holds the weights."""
+LOGITS = "lm_logits"
+"""Name of the value (b,v) inside ``lm_step`` that the parity report reads."""
 
 
 @dataclass(frozen=True)
@@ -80,11 +82,11 @@ class Nodes:
         """(r,d) -> (r,v), soft-capped."""
         g, s = self.g, self.shape
         head = self.matrix("embed" if s.tied_head else "head", s.vocab, s.width)
-        y = g.op("Gemm", x, head, transB=1)
         if s.soft_cap is None:
-            return y
+            return g.op("Gemm", x, head, transB=1, name=LOGITS)
+        y = g.op("Gemm", x, head, transB=1)
         cap = g.const(np.float32(s.soft_cap))
-        return g.op("Mul", g.op("Tanh", g.op("Div", y, cap)), cap)
+        return g.op("Mul", g.op("Tanh", g.op("Div", y, cap)), cap, name=LOGITS)
 
     def gates(self, u: str, name: str) -> tuple[str, str]:
         """u (r,e) -> pre-activations of the input gate and of the recurrence gate, both (r,e).
@@ -248,4 +250,4 @@ class Nodes:
 LOW_POSITIONS = 4096
 """Rows of the low rotary table; the high one has limits.POSITION / 4096."""
 
-__all__ = ["LOW_POSITIONS", "PART", "Nodes"]
+__all__ = ["LOGITS", "LOW_POSITIONS", "PART", "Nodes"]
