@@ -1,0 +1,50 @@
+# make demo, make test: start here. Every target makes .venv first if it must.
+# CONTRIBUTING.md says what each one takes.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# On Linux the plain index serves the CUDA build; for the 200 MB CPU build add its index:
+#   make install TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+VOICE := src/speechssm/voices/demo/manifest.json
+
+.PHONY: install demo test test-slow check format clean
+
+install: $(READY)
+
+# --no-compile: modules are compiled when they are first imported, which most of torch's never are.
+$(READY): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --no-compile $(TORCH)
+	$(BIN)/pip install --quiet --no-compile -e .[cpu,export,dev]
+	@touch $@
+
+demo: $(READY)
+	@mkdir -p out
+ifneq ($(wildcard $(VOICE)),)
+	$(BIN)/speechssm generate examples/prompt.flac -o out/demo.wav --seconds 20 --seed 0 --with-prompt
+else
+	@echo "No trained voice exists yet: out/demo.wav is the prompt, then noise made by random weights."
+	$(BIN)/speechssm export --preset tiny --seed 0 --overwrite -o out/tiny
+	$(BIN)/speechssm generate examples/prompt.flac -o out/demo.wav --seconds 20 --seed 0 --with-prompt --bundle out/tiny
+endif
+
+test: $(READY)
+	$(BIN)/pytest -n 2
+
+test-slow: $(READY)
+	$(BIN)/pytest -n 2 -m "slow and not gpu and not rtx"
+
+check: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check --output-format concise .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff format --quiet .
+	$(BIN)/ruff check --quiet --fix .
+
+clean:
+	rm -rf out build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
