@@ -1,0 +1,75 @@
+"""``python -m recipes.acoustic``: see :mod:`recipes.acoustic`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from . import evaluate as evaluation
+from . import figure as drawing
+from . import prepare as preparation
+from . import timing as timetable
+from . import train as training
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
+Data = Annotated[Path, typer.Option(help="The data folder (kathleen, librispeech, stories_speech).")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Folder = Annotated[Path | None, typer.Option(help="Where the run is kept; the cache by default.")]
+Threads = Annotated[int, typer.Option(help="CPU threads.")]
+
+
+def _device(name: str) -> str:
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
+@app.command()
+def prepare(data: Data, device: Device = "auto", threads: Threads = 1) -> None:
+    """Encode every recording with the trained tokenizer and codec; what exists already is kept."""
+    torch.set_num_threads(threads)
+    preparation.prepare(data, _device(device))
+
+
+@app.command()
+def train(
+    data: Data,
+    device: Device = "auto",
+    steps: int = training.Plan.steps,
+    batch: int = training.Plan.batch,
+    learning_rate: float = training.Plan.learning_rate,
+    seed: int = training.Plan.seed,
+    threads: Threads = 1,
+    folder: Folder = None,
+) -> None:
+    """Train, or resume where the last checkpoint stopped."""
+    torch.set_num_threads(threads)
+    plan = replace(training.Plan(), steps=steps, batch=batch, learning_rate=learning_rate, seed=seed)
+    training.run(data, _device(device), plan, folder=folder)
+
+
+@app.command()
+def evaluate(
+    data: Data, schedule: str = "default", folder: Folder = None, most: int = 120, threads: Threads = 1
+) -> None:
+    """Print the figures of the best weights on held-out speakers."""
+    torch.set_num_threads(threads)
+    evaluation.run(data, folder, schedule, most)
+
+
+@app.command()
+def figure(folder: Folder = None) -> None:
+    """Draw the training log as an SVG beside it."""
+    print(drawing.run(folder))
+
+
+@app.command()
+def timing(threads: Threads = 2, rounds: int = 5, preset: str = "demo") -> None:
+    """Time the passes of the exported graph on this machine."""
+    timetable.run(threads, rounds, preset)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,156 @@
+"""Training examples: a prompt and a window of one speaker, and which codes of the window are hidden.
+
+A speaker's recordings are laid end to end, as the runtime lays a stream's start behind its end, so windows
+cross cuts now and then. Prompt and window never overlap. Everything follows from (seed, step).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from speechssm.axes import TOKEN_FRAMES
+from speechssm.bundle.shapes import AcousticShape
+
+from .prepare import Encoded
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """How examples are drawn.
+
+    ``shares`` of the corpora; ``original`` the share of recordings at their own speed; ``tokens`` the
+    window lengths, one per step; ``adjacent`` the share of prompts directly in front of their window.
+    ``coarsest`` is the share of rows that learn level 0, as it takes most passes; ``sent`` the share with
+    leading frames known at every level, as in a ramp; ``whole`` the share of finer-level rows with every
+    frame hidden, as their one pass meets them.
+    """
+
+    shares: Mapping[str, float] = field(
+        default_factory=lambda: {"kathleen": 0.12, "librispeech": 0.48, "stories_speech": 0.40}
+    )
+    original: float = 0.4
+    tokens: tuple[int, ...] = (75, 150)
+    adjacent: float = 0.2
+    coarsest: float = 0.5
+    sent: float = 0.25
+    whole: float = 0.5
+
+
+@dataclass(frozen=True)
+class Batch:
+    """b rows: the prompt's ``prompt_tokens`` (b,75) and ``prompt_codes`` (b,q,150), the window's ``tokens``
+    (b,t), ``codes`` and ``known`` (b,q,f), the ``level`` (b) to learn and its ``hidden`` frames (b,f), and
+    the speaker's ``voice`` (b,256).
+    """
+
+    prompt_tokens: Tensor
+    prompt_codes: Tensor
+    tokens: Tensor
+    codes: Tensor
+    known: Tensor
+    level: Tensor
+    hidden: Tensor
+    voice: Tensor
+
+
+class Crops:
+    """Every speaker's stream, on one device."""
+
+    def __init__(
+        self, encoded: Sequence[Encoded], shape: AcousticShape, mixture: Mixture, device: str
+    ) -> None:
+        self.shape, self.mixture, self.device = shape, mixture, device
+        grouped: dict[tuple[str, str, float], list[Encoded]] = {}
+        for item in encoded:
+            grouped.setdefault(item.speaker, []).append(item)
+        if not grouped:
+            raise ValueError("nothing is prepared: run the prepare stage first")
+        self.speakers = list(grouped)
+        self.lengths = np.array([sum(len(i.tokens) for i in items) for items in grouped.values()])
+        self.starts = np.concatenate([[0], np.cumsum(self.lengths)[:-1]])
+        every = [i for items in grouped.values() for i in items]
+        self.tokens = torch.from_numpy(np.concatenate([i.tokens for i in every])).to(device)
+        self.codes = torch.from_numpy(np.concatenate([i.codes for i in every], axis=1)).to(device)
+        voices = np.stack([np.mean([i.voice for i in items], axis=0) for items in grouped.values()])
+        self.voices = torch.from_numpy(voices / np.linalg.norm(voices, axis=1, keepdims=True)).to(device)
+
+    def __call__(self, seed: int, step: int, rows: int) -> Batch:
+        """The examples of one step."""
+        rng = np.random.default_rng((seed, step))
+        length = int(rng.choice(self.mixture.tokens))
+        speakers = self.draw_speakers(rng, rows, length)
+        prompts, windows = self.place(rng, speakers, length)
+        known, level, hidden = hide(rng, rows, self.shape.levels, length * TOKEN_FRAMES, self.mixture)
+        prompt = self.shape.prompt_tokens
+        return Batch(
+            *self._cut(prompts, prompt),
+            *self._cut(windows, length),
+            *(torch.from_numpy(a).to(self.device) for a in (known, level, hidden)),
+            self.voices[torch.from_numpy(speakers).to(self.device)],
+        )
+
+    def draw_speakers(self, rng: np.random.Generator, rows: int, length: int) -> NDArray[np.int64]:
+        """Speakers (b) long enough for a prompt and a window of ``length`` tokens."""
+        weights = np.zeros(len(self.speakers))
+        for corpus, share in self.mixture.shares.items():
+            for own in (True, False):
+                some = np.array(
+                    [
+                        c == corpus and (s == 1.0) == own and n >= self.shape.prompt_tokens + length
+                        for (c, _, s), n in zip(self.speakers, self.lengths, strict=True)
+                    ]
+                )
+                part = self.mixture.original if own else 1 - self.mixture.original
+                weights += share * part * some / max(1, some.sum())
+        if not weights.any():
+            raise ValueError(f"no prepared speaker has {self.shape.prompt_tokens + length} tokens")
+        return rng.choice(len(weights), rows, p=weights / weights.sum())
+
+    def place(
+        self, rng: np.random.Generator, speakers: NDArray[np.int64], length: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """First tokens (b) of prompts and of windows, within the speakers' streams, never overlapping."""
+        prompt = self.shape.prompt_tokens
+        slack = self.lengths[speakers] - prompt - length
+        first, second = np.sort(rng.integers(0, slack[:, None] + 1, (len(speakers), 2)), axis=1).T
+        adjacent = rng.random(len(speakers)) < self.mixture.adjacent
+        before = adjacent | (rng.random(len(speakers)) < 0.5)
+        second = np.where(adjacent, first, second)
+        at = self.starts[speakers]
+        prompts = at + np.where(before, first, second + length)
+        windows = at + np.where(before, second + prompt, first)
+        return prompts, windows
+
+    def _cut(self, starts: NDArray[np.int64], length: int) -> tuple[Tensor, Tensor]:
+        """tokens (b,length) and codes (b,q,2 length) from ``starts`` on."""
+        at = torch.from_numpy(starts[:, None] + np.arange(length)).to(self.device)
+        frames = torch.from_numpy(starts[:, None] * TOKEN_FRAMES + np.arange(length * TOKEN_FRAMES)).to(
+            self.device
+        )
+        return self.tokens[at], self.codes[:, frames].transpose(0, 1)
+
+
+def hide(
+    rng: np.random.Generator, rows: int, levels: int, frames: int, mixture: Mixture
+) -> tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.bool_]]:
+    """``known`` (b,q,f), the ``level`` (b) to learn, and its ``hidden`` frames (b,f): SoundStorm's masking.
+
+    The share of hidden frames is the cosine of a uniform angle; coarser levels are known, finer ones not.
+    """
+    level = np.where(rng.random(rows) < mixture.coarsest, 0, rng.integers(min(1, levels - 1), levels, rows))
+    sent = np.where(rng.random(rows) < mixture.sent, rng.integers(0, frames, rows), 0)
+    ratio = np.cos(np.pi / 2 * rng.random(rows))
+    ratio = np.where((level > 0) & (rng.random(rows) < mixture.whole), 1.0, ratio)
+    old = np.arange(frames) < sent[:, None]
+    hidden = (rng.random((rows, frames)) < ratio[:, None]) & ~old
+    hidden[~hidden.any(1), -1] = True
+    at = np.arange(levels)[None, :, None]
+    here = level[:, None, None]
+    known = (at < here) | ((at == here) & ~hidden[:, None]) | ((at > here) & old[:, None])
+    return known, level, hidden
