@@ -1,0 +1,117 @@
+"""``python -m recipes <stage>``: one command per stage, in the order of the list below.
+
+Every stage can be stopped at any time and started again; it goes on where it was. Everything it makes
+is under ``~/.cache/speechssm/recipes`` (or ``$SPEECHSSM_CACHE/recipes``), one folder per stage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the command line said."""
+
+    data: Path
+    device: str
+    threads: int
+    config: dict[str, Any]
+    hours: float
+
+
+def _voices(c: Context) -> None:
+    from . import voices
+
+    voices.run(c.data, c.hours)
+
+
+def _teach(c: Context) -> None:
+    from . import teach
+
+    teach.run(c.data, c.device)
+
+
+def _phones(c: Context) -> None:
+    from . import phones
+
+    phones.run(c.data, c.threads)
+
+
+def _same_text(c: Context) -> None:
+    from .teachers import kokoro
+
+    kokoro.run(c.data)
+
+
+def _targets(c: Context) -> None:
+    from . import targets
+
+    targets.run(c.data, c.config)
+
+
+def _tokenizer(c: Context) -> None:
+    from . import tokenizer
+
+    tokenizer.run(c.data, c.config, c.device)
+
+
+def _judge_tokenizer(c: Context) -> None:
+    from . import judge_tokenizer
+
+    figures = judge_tokenizer.run(c.data, c.config)
+    print(json.dumps(figures, indent=1))
+
+
+def _tokens(c: Context) -> None:
+    from . import tokens
+
+    tokens.run(c.data, c.config, c.hours)
+
+
+STAGES: dict[str, tuple[str, Callable[[Context], None]]] = {
+    "voices": ("speak story text with flite's voices (Debian package flite), --hours of it", _voices),
+    "teach": ("Whisper-base block 4 features of all speech, at 25 Hz", _teach),
+    "phones": ("forced alignment of all speech (needs pocketsphinx and faster-whisper)", _phones),
+    "same-text": ("held-out sentences in held-out Kokoro voices (needs kokoro-onnx and npm)", _same_text),
+    "targets": ("500 units from phones, neighbours and teacher features", _targets),
+    "tokenizer": ("train the tokenizer", _tokenizer),
+    "judge-tokenizer": ("measure the tokenizer on held-out speech; keeps the best", _judge_tokenizer),
+    "tokens": ("tokenise the stories, spoken by flite, for the language model, --hours of it", _tokens),
+}
+
+
+def main() -> None:
+    """Run one stage."""
+    stages = "\n".join(f"  {name:16} {about}" for name, (about, _) in STAGES.items())
+    parser = argparse.ArgumentParser(
+        "python -m recipes",
+        description=f"stages:\n{stages}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("stage", choices=STAGES)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="default: ../shared/data")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads, default 2")
+    parser.add_argument("--config", type=Path, default=HERE / "tokenizer.json")
+    parser.add_argument("--hours", type=float, default=3.0, help="speech to synthesise (voices, tokens)")
+    given = parser.parse_args()
+    import torch
+
+    torch.set_num_threads(given.threads)
+    device = given.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    config = json.loads(given.config.read_text(encoding="utf-8"))
+    STAGES[given.stage][1](Context(given.data, device, given.threads, config, given.hours))
+
+
+if __name__ == "__main__":
+    main()
