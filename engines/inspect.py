@@ -78,14 +78,16 @@ def render(report: Report) -> str:
     state = report["state_bytes_per_session"]
     lines = [
         f"{report['name']}: {report['about']}",
-        f"  {report['parameters'] / 1e6:.2f} M parameters, {report['bytes'] / 1e6:.1f} MB, exporter {report['exporter']}",
+        f"  {report['parameters'] / 1e6:.2f} M parameters, {report['bytes'] / 1e6:.1f} MB, "
+        f"exporter {report['exporter']}",
         f"  state of one session: {state['lm'] / 1024:.1f} KiB language model, {state['codec'] / 1024:.1f} KiB codec",
         "",
         f"  {'weights':<24}{'tensors':>8}{'parameters':>14}{'MB':>8}  types",
     ]
     for name, part in report["weights"].items():
         lines.append(
-            f"  {name:<24}{part['tensors']:>8}{part['parameters']:>14,}{part['bytes'] / 1e6:>8.2f}  {', '.join(part['types'])}"
+            f"  {name:<24}{part['tensors']:>8}{part['parameters']:>14,}{part['bytes'] / 1e6:>8.2f}  "
+            f"{', '.join(part['types'])}"
         )
     lines += ["", f"  {'graph':<16}{'nodes':>6}{'KB':>8}  most frequent operators"]
     for name, graph in report["graphs"].items():

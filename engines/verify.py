@@ -16,7 +16,7 @@ from .loading import BundleGraphs
 from .ort import OrtOptions
 from .protocol import Array
 
-_FLOATS = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2")}
+_FLOATS: dict[str, np.dtype[np.floating]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2")}
 _BLOCK = 1 << 24
 
 
@@ -26,7 +26,8 @@ def verify_bundle(bundle: Bundle, options: OrtOptions | None = None) -> Iterator
     Sizes and digests were checked when ``bundle`` was opened. Raises BundleError or EngineError at the
     first thing that is not sound.
     """
-    yield f"manifest: version {bundle.manifest.version}, {len(bundle.manifest.files)} files, sizes and digests as listed"
+    manifest = bundle.manifest
+    yield f"manifest: version {manifest.version}, {len(manifest.files)} files, sizes and digests as listed"
     for name in sorted(n for n in bundle.manifest.files if n.endswith(".safetensors")):
         count = _check_weights(bundle.folder / name)
         yield f"{name}: {count} tensors, all finite"

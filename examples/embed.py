@@ -20,7 +20,9 @@ def main(bundle: str, folder: str = "out") -> None:
     """Run the example; files go to ``folder``."""
     saved = Path(folder) / "half-way.safetensors"
     model = speechssm.load(bundle)
-    print(f"one session keeps {model.session_bytes / 1024:.1f} KiB of language model state, however long it runs")
+    print(
+        f"one session keeps {model.session_bytes / 1024:.1f} KiB of language model state, however long it runs"
+    )
 
     with model.open(PROMPT, seed=7, ramp=True) as session:
         first = np.concatenate(list(session.stream(seconds=2)))
@@ -33,7 +35,9 @@ def main(bundle: str, folder: str = "out") -> None:
     with fork:
         other = np.concatenate(list(fork.stream(seconds=2)))
 
-    print(f"{len(first)} samples, then {len(rest)}: {session.stats.tokens} tokens in {session.stats.windows} windows")
+    print(
+        f"{len(first)} samples, then {len(rest)}: {session.stats.tokens} tokens in {session.stats.windows} windows"
+    )
     print(f"restored session says the same: {np.array_equal(rest, again)}")
     print(f"fork with another seed says the same: {np.array_equal(rest, other)}")
 

@@ -19,7 +19,7 @@ import onnx
 from onnx import TensorProto
 
 from speechssm.bundle import tensors
-from speechssm.bundle.manifest import MANIFEST, FileEntry, GraphEntry, Manifest, Value
+from speechssm.bundle.manifest import MANIFEST, DType, FileEntry, GraphEntry, Manifest, Value
 from speechssm.bundle.reader import sha256
 from speechssm.bundle.state import StateTensor
 from speechssm.errors import ExportError
@@ -28,8 +28,12 @@ from .graphs.builder import GraphBuilder
 
 Weights = Mapping[str, np.ndarray]
 
-_TENSOR_TYPES = {TensorProto.FLOAT: "F32", TensorProto.FLOAT16: "F16", TensorProto.BFLOAT16: "BF16"}
-_VALUE_TYPES = {
+_TENSOR_TYPES: dict[int, str] = {
+    TensorProto.FLOAT: "F32",
+    TensorProto.FLOAT16: "F16",
+    TensorProto.BFLOAT16: "BF16",
+}
+_VALUE_TYPES: dict[int, DType] = {
     TensorProto.FLOAT: "float32",
     TensorProto.FLOAT16: "float16",
     TensorProto.INT64: "int64",

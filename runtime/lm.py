@@ -19,7 +19,7 @@ from speechssm.errors import SessionFailed, SettingsError, SnapshotError
 
 from .random import Stage, uniforms
 from .settings import SamplerSettings
-from .state import RowState, StateBuffers
+from .state import Array, RowState, StateBuffers
 
 CHUNK_TOKENS = 128
 """Prompt tokens per prefill call: large enough to batch the dense layers, small enough to interleave."""
@@ -93,7 +93,7 @@ class LMRows:
         self._bindings = tuple(self._bind(parity) for parity in range(2))
 
     def _bind(self, parity: int) -> Bindings:
-        inputs = {
+        inputs: dict[str, Array] = {
             "token": self._token,
             "active": self.active,
             "temperature": self._temperature,
@@ -102,7 +102,7 @@ class LMRows:
             "uniform": self._uniform,
             **self.state.inputs(parity),
         }
-        outputs = {
+        outputs: dict[str, Array] = {
             "token_out": self._token_out,
             "logprob": self._logprob,
             "health": self._health,

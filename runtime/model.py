@@ -175,7 +175,8 @@ class Model:
         for bucket in settings.windows.buckets:
             if bucket not in allowed:
                 raise SettingsError(
-                    f"windows of {bucket} tokens are not among this bundle's buckets {allowed}: keep the default windows"
+                    f"windows of {bucket} tokens are not among this bundle's buckets {allowed}: "
+                    "keep the default windows"
                 )
 
     def decode_window(self, row: WindowRow, schedule: AcousticSchedule) -> np.ndarray:

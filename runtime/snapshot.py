@@ -18,7 +18,7 @@ from .frozen import SCHEMA, Frozen
 FORMAT = "speechssm-session"
 
 _TYPES = {"float32": "F32", "float16": "F16", "int64": "I64"}
-_DTYPES = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "I64": np.dtype("<i8")}
+_DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "I64": np.dtype("<i8")}
 
 
 def write_snapshot(path: Path, frozen: Frozen, digest: str) -> Path:

@@ -81,5 +81,6 @@ def check_row(schema: Sequence[StateTensor], saved: Mapping[str, Array]) -> None
         array = saved[s.name]
         if array.shape != s.shape or array.dtype != np.dtype(s.dtype):
             raise SnapshotError(
-                f"state tensor {s.name} is {array.dtype} {array.shape}, this model has {s.dtype} {s.shape}: the snapshot is of another model"
+                f"state tensor {s.name} is {array.dtype} {array.shape}, this model has {s.dtype} {s.shape}: "
+                "the snapshot is of another model"
             )

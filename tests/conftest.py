@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +30,7 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> P
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(shared_folder: Path) -> Iterator[Path]:
+def tiny_bundle(shared_folder: Path) -> Path:
     """The ``tiny`` preset at seed 0, all four parts. Read only: copy it before changing it."""
     from speechssm.export.exporter import export_preset
 
@@ -39,4 +38,4 @@ def tiny_bundle(shared_folder: Path) -> Iterator[Path]:
     with FileLock(shared_folder / "tiny.lock"):
         if not target.exists():
             export_preset("tiny", target, seed=0)
-    yield target
+    return target

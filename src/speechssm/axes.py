@@ -22,11 +22,13 @@ A *step* is one LM token, a *chunk* several tokens through the prefill graph, a 
 tokens through the acoustic stage, a *session* one stream being continued, a *slot* its row.
 """
 
-SAMPLE_RATE_HZ = 16_000
+from typing import Final
+
+SAMPLE_RATE_HZ: Final = 16_000
 """Rate of every waveform inside the runtime."""
-TOKEN_RATE_HZ = 25
+TOKEN_RATE_HZ: Final = 25
 """Rate of semantic tokens (paper section 3: USM-v2)."""
-FRAME_RATE_HZ = 50
+FRAME_RATE_HZ: Final = 50
 """Rate of codec frames (SoundStream)."""
 TOKEN_SAMPLES = SAMPLE_RATE_HZ // TOKEN_RATE_HZ
 """n per t: 640."""

@@ -15,11 +15,42 @@ from tests.doubles.lm import TINY, ToyLM, rows_of, same, toy_lm
 
 ODD = {
     "mqa, odd widths": dict(width=36, lru_width=57, heads=3, kv_heads=1, head_dim=12, window=7, mlp_width=50),
-    "as many KV heads as heads": dict(width=20, lru_width=28, heads=2, kv_heads=2, head_dim=8, window=5, mlp_width=33),
-    "no rotary, silu": dict(width=33, lru_width=22, heads=2, kv_heads=1, head_dim=5, window=6, mlp_width=31, rope="none", activation="silu"),
-    "untied, no cap": dict(width=32, lru_width=32, heads=4, kv_heads=4, head_dim=8, window=9, mlp_width=40, tied_head=False, soft_cap=None),
-    "recurrent only": dict(width=24, lru_width=33, heads=3, kv_heads=1, head_dim=8, window=4, mlp_width=20, blocks=("recurrent",) * 2),
-}  # fmt: skip
+    "as many KV heads as heads": dict(
+        width=20, lru_width=28, heads=2, kv_heads=2, head_dim=8, window=5, mlp_width=33
+    ),
+    "no rotary, silu": dict(
+        width=33,
+        lru_width=22,
+        heads=2,
+        kv_heads=1,
+        head_dim=5,
+        window=6,
+        mlp_width=31,
+        rope="none",
+        activation="silu",
+    ),
+    "untied, no cap": dict(
+        width=32,
+        lru_width=32,
+        heads=4,
+        kv_heads=4,
+        head_dim=8,
+        window=9,
+        mlp_width=40,
+        tied_head=False,
+        soft_cap=None,
+    ),
+    "recurrent only": dict(
+        width=24,
+        lru_width=33,
+        heads=3,
+        kv_heads=1,
+        head_dim=8,
+        window=4,
+        mlp_width=20,
+        blocks=("recurrent",) * 2,
+    ),
+}
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +160,7 @@ def test_s5_inactive_rows_keep_their_state_bit_for_bit(toy: ToyLM, rng: np.rando
     """S5: also when the state of the inactive row is NaN, and when a neighbour is reset."""
     tokens = tokens_for(toy, rng, 3, 25)
     _, state = toy.chunk(tokens, [25] * 3, toy.zeros(3))
-    for key, value in state.items():
+    for value in state.values():
         if value.dtype == np.float32:
             value[0] = np.nan
         value[2] = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import PurePosixPath
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
@@ -15,8 +15,8 @@ from .shapes import AcousticShape, CodecShape, LMShape, TokenizerShape
 from .shapes.base import Shape
 from .state import StateTensor
 
-FORMAT = "speechssm-bundle"
-VERSION = 1
+FORMAT: Final = "speechssm-bundle"
+VERSION: Final = 1
 """Version this code writes and reads. A reader refuses any other."""
 MANIFEST = "manifest.json"
 
@@ -133,7 +133,7 @@ class Manifest(Shape):
     graphs: dict[str, GraphEntry]
     files: dict[FileName, FileEntry]
     licences: tuple[str, ...] = ()
-    parity: dict[str, Any] = {}
+    parity: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -146,8 +146,7 @@ class Manifest(Shape):
         missing = [g for g in self.needed_graphs() if g not in self.graphs]
         if missing:
             raise ValueError(f"graphs are missing: {', '.join(missing)}")
-        if self.speaks:
-            assert self.tokenizer and self.acoustic and self.codec
+        if self.tokenizer and self.acoustic and self.codec:
             if not self.lm.shape.vocab == self.tokenizer.shape.vocab == self.acoustic.shape.vocab:
                 raise ValueError("language model, tokenizer and acoustic stage have different vocabularies")
             mine, theirs = self.acoustic.shape, self.codec.shape

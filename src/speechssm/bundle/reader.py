@@ -31,7 +31,8 @@ class Bundle:
         entry = self.manifest.graphs.get(name)
         if entry is None:
             raise BundleError(
-                f"bundle {self.manifest.name} has no {name} graph: it holds only {', '.join(sorted(self.manifest.graphs))}"
+                f"bundle {self.manifest.name} has no {name} graph: "
+                f"it holds only {', '.join(sorted(self.manifest.graphs))}"
             )
         return self.folder / entry.file, entry
 
@@ -76,7 +77,8 @@ def read_manifest(folder: Path) -> tuple[Manifest, str]:
     version = table.get("version") if isinstance(table, dict) else None
     if version != VERSION or isinstance(version, bool):
         raise BundleError(
-            f"{path} is of bundle version {version!r}, this runtime reads version {VERSION}: export the model again, or install the matching speechssm"
+            f"{path} is of bundle version {version!r}, this runtime reads version {VERSION}: "
+            "export the model again, or install the matching speechssm"
         )
     try:
         manifest = Manifest.model_validate_json(raw)

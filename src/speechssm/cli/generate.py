@@ -82,7 +82,8 @@ def generate(
     else:
         voice = "noise: this bundle has random weights" if model.manifest.seeded else "speech"
         print(
-            f"{out}: {report['seconds']:.2f} s of {voice} in {wall:.2f} s ({report['rtf']:.2f}x real time), seed {report['seed']}"
+            f"{out}: {report['seconds']:.2f} s of {voice} in {wall:.2f} s "
+            f"({report['rtf']:.2f}x real time), seed {report['seed']}"
         )
 
 
