@@ -87,12 +87,17 @@ class Crops:
         speakers = self.draw_speakers(rng, rows, length)
         prompts, windows = self.place(rng, speakers, length)
         known, level, hidden = hide(rng, rows, self.shape.levels, length * TOKEN_FRAMES, self.mixture)
-        prompt = self.shape.prompt_tokens
+        prompt_tokens, prompt_codes = self._cut(prompts, self.shape.prompt_tokens)
+        tokens, codes = self._cut(windows, length)
         return Batch(
-            *self._cut(prompts, prompt),
-            *self._cut(windows, length),
-            *(torch.from_numpy(a).to(self.device) for a in (known, level, hidden)),
-            self.voices[torch.from_numpy(speakers).to(self.device)],
+            prompt_tokens,
+            prompt_codes,
+            tokens,
+            codes,
+            known=torch.from_numpy(known).to(self.device),
+            level=torch.from_numpy(level).to(self.device),
+            hidden=torch.from_numpy(hidden).to(self.device),
+            voice=self.voices[torch.from_numpy(speakers).to(self.device)],
         )
 
     def draw_speakers(self, rng: np.random.Generator, rows: int, length: int) -> NDArray[np.int64]:

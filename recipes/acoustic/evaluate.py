@@ -193,7 +193,7 @@ def voices(
 def words(real: Sequence[Audio], ceiling: Sequence[Audio], made: Sequence[Audio]) -> dict[str, Any]:
     """Word errors of codec and made speech against Whisper's transcript of the original."""
     try:
-        from faster_whisper import WhisperModel
+        from faster_whisper import WhisperModel  # type: ignore[import-untyped]
     except ImportError:
         return {"word_errors": None, "word_errors_missing": "faster-whisper is not installed"}
     model = WhisperModel(
@@ -224,7 +224,7 @@ def word_errors(truth: Sequence[Sequence[str]], heard: Sequence[Sequence[str]]) 
 def naturalness(ceiling: Sequence[Audio], made: Sequence[Audio]) -> dict[str, Any]:
     """DNSMOS of made and codec speech."""
     try:
-        from speechmos import dnsmos
+        from speechmos import dnsmos  # type: ignore[import-not-found]
     except ImportError:
         return {"dnsmos": None, "dnsmos_missing": "speechmos is not installed"}
 

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from speechssm.engines.ort import OrtGraph, OrtOptions, Provider
 from speechssm.export.graphs.acoustic import PART, acoustic_weights, build_acoustic
-from speechssm.export.graphs.builder import FLOAT, FLOAT16
+from speechssm.export.graphs.builder import FLOAT, FLOAT16, GraphBuilder
 from speechssm.export.models.acoustic import Acoustic
-from speechssm.export.package import write_graph, write_parts
+from speechssm.export.package import Weights, write_graph, write_parts
 
 
 def open_graph(
     model: Acoustic, *, half: bool = True, provider: Provider = "cpu", threads: int = 0
 ) -> OrtGraph:
-    """``model`` through the exporter into ONNX Runtime; ``half`` stores its matrices as float16, as bundles do."""
+    """``model`` in ONNX Runtime; ``half`` stores its matrices as float16, as small bundles do."""
     builder = build_acoustic(model.shape, FLOAT16 if half else FLOAT)
+    return open_builder(builder, {PART: acoustic_weights(model)}, provider=provider, threads=threads)
+
+
+def open_builder(
+    builder: GraphBuilder, weights: Mapping[str, Weights], *, provider: Provider = "cpu", threads: int = 0
+) -> OrtGraph:
+    """Any built graph with its parts' weights, through the packaging of bundles."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        write_parts(folder, {"acoustic": builder}, {PART: acoustic_weights(model)})
-        entry = write_graph(folder, "acoustic", builder)
-        return OrtGraph("acoustic", folder / entry.file, entry, OrtOptions(provider, threads))
+        write_parts(folder, {builder.name: builder}, weights)
+        entry = write_graph(folder, builder.name, builder)
+        return OrtGraph(builder.name, folder / entry.file, entry, OrtOptions(provider, threads))

@@ -7,7 +7,7 @@ together: each speed of a speaker counts as another speaker, with tokens and cod
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,13 +69,13 @@ class AsGraph:
     def __init__(self, model: Callable[[torch.Tensor], torch.Tensor], device: str) -> None:
         self.model, self.device = model, device
 
-    def call(self, inputs: dict[str, Array], outputs: Sequence[str]) -> list[Array]:
+    def call(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
         """Run on the one input and return the one output."""
         (given,) = inputs.values()
         with torch.inference_mode():
             return [self.model(torch.from_numpy(given).to(self.device)).cpu().numpy()]
 
-    def bind(self, inputs: dict[str, Array], outputs: dict[str, Array]) -> Bindings:
+    def bind(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> Bindings:
         """Not needed by recipes."""
         raise NotImplementedError
 

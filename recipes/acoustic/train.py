@@ -115,7 +115,7 @@ class Run:
         voice = 1 - F.cosine_similarity(heard.float(), batch.voice, dim=1).mean()
         loss = code.mean() + plan.voice * voice
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         slope = nn.utils.clip_grad_norm_([*self.model.parameters(), *self.print.parameters()], 1.0)
         self.optimizer.step()
         if self.step % FOLLOW_EVERY == 0:
