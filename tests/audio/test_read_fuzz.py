@@ -2,7 +2,7 @@
 
 Run as a script it reads COUNT files made from SEED under a memory limit, as the slow test does:
 ``python tests/audio/test_read_fuzz.py COUNT SEED FOLDER``. The file in hand is FOLDER/fuzz, so a crash
-leaves its cause behind.
+leaves its cause behind. Beside this file lies the log of the last 100 000.
 """
 
 import random
