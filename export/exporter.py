@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -15,22 +17,26 @@ from speechssm.bundle.manifest import (
     AcousticPart,
     CodecPart,
     FileEntry,
-    GraphEntry,
     LMPart,
     Manifest,
     TokenizerPart,
     Windows,
 )
 from speechssm.bundle.shapes import LMShape
-from speechssm.engines.ort import OrtGraph, OrtOptions
 from speechssm.errors import ExportError
 
+from .card import CARD, model_card
+from .checkpoints.seeded import seeded_griffin
 from .graphs.builder import OPSET
+from .graphs.lm_weights import griffin_weights, model_parameters
 from .graphs.sampler import K_MAX
-from .models.griffin import lm_state
+from .models.griffin import Griffin
 from .package import new_folder, part_file, write_graph, write_manifest, write_parts
+from .parity import Parity, check_lm
+from .parity.html import page
 from .parts import PARTS, AnyShape, seeded_model
 from .presets import PRESETS, Preset
+from .storage import stored_parameters
 
 Storage = Literal["float32", "float16", "bfloat16"]
 STORED = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
@@ -39,8 +45,22 @@ LRU_MARGIN = 100.0
 _PART_ENTRIES: dict[str, Any] = {"tokenizer": TokenizerPart, "acoustic": AcousticPart, "codec": CodecPart}
 
 
+PARITY, PARITY_PAGE = "parity.json", "parity.html"
+"""The parity report's files, beside the manifest and listed in it."""
+
+Source = torch.nn.Module | Mapping[str, np.ndarray]
+"""A part's weights: its reference model or, for the language model, parameters by name."""
+
+
 def export_preset(
-    name: str, target: Path, *, seed: int = 0, storage: Storage = "float32", overwrite: bool = False
+    name: str,
+    target: Path,
+    *,
+    seed: int = 0,
+    storage: Storage = "float32",
+    overwrite: bool = False,
+    rollout: int | None = None,
+    threads: int = 0,
 ) -> Manifest:
     """Write a bundle of preset ``name`` with seeded random weights: it runs, and sounds like noise.
 
@@ -50,7 +70,10 @@ def export_preset(
     if preset is None:
         raise ExportError(f"there is no preset {name!r}: choose one of {', '.join(PRESETS)}")
     shapes = preset_shapes(preset)
-    models = {part: seeded_model(part, shape, seed) for part, shape in shapes.items()}
+    models: dict[str, Source] = {
+        part: seeded_griffin(shape, seed) if isinstance(shape, LMShape) else seeded_model(part, shape, seed)
+        for part, shape in shapes.items()
+    }
     return export_models(
         f"{name}-seed{seed}",
         shapes,
@@ -60,6 +83,8 @@ def export_preset(
         seeded=True,
         storage=storage,
         overwrite=overwrite,
+        rollout=rollout,
+        threads=threads,
     )
 
 
@@ -72,7 +97,7 @@ def preset_shapes(preset: Preset) -> dict[str, AnyShape]:
 def export_models(
     name: str,
     shapes: Mapping[str, AnyShape],
-    models: Mapping[str, torch.nn.Module],
+    models: Mapping[str, Source],
     target: Path,
     *,
     about: str,
@@ -80,30 +105,59 @@ def export_models(
     storage: Storage = "float32",
     licences: tuple[str, ...] = (),
     overwrite: bool = False,
+    rollout: int | None = None,
+    threads: int = 0,
 ) -> Manifest:
-    """Write a bundle of the given reference models.
+    """Write a bundle of the given reference models, and beside the manifest its parity report.
 
-    ``storage`` is how weight matrices lie on disk; graphs widen them to float32 when they are loaded.
-    Raises ExportError when the target exists, a weight is missing or not finite, or the disk fails.
+    ``models["lm"]`` may be the module or its parameters by name; from a lazy mapping no more than one
+    layer is in memory while weights are written. ``storage`` is how weight matrices lie on disk; graphs
+    widen them to float32 when they are loaded. ``rollout`` is the length of the parity report's rollout
+    in steps: 24 000 up to 50 M parameters and 64 above when not given. ``threads`` is for its engine.
+
+    Raises ExportError when the target exists, a weight is missing or not finite, a parity gate is
+    missed, or the disk fails; no bundle is left then. After a missed gate the report is kept beside the
+    target as ``<target>.parity.json`` and ``.html``.
     """
     stored = STORED[storage]
     lm = shapes.get("lm")
     if not isinstance(lm, LMShape):
         raise ExportError("a bundle needs a language model: give at least the part 'lm'")
+    source = models["lm"]
+    parameters = model_parameters(source) if isinstance(source, Griffin) else source
+    assert isinstance(parameters, Mapping)
     with new_folder(Path(target), overwrite=overwrite) as folder:
         builders = {
             graph: build(shapes[part], stored)
             for part in shapes
             for graph, (build, _) in PARTS[part].graphs.items()
         }
+        weights: dict[str, Mapping[str, np.ndarray]] = {"lm": griffin_weights(lm, parameters)}
+        weights.update({part: PARTS[part].weights(models[part]) for part in shapes if part != "lm"})
         with torch.no_grad():
-            write_parts(folder, builders, {part: PARTS[part].weights(models[part]) for part in shapes})
+            write_parts(folder, builders, weights)
         graphs = {
             graph: write_graph(folder, graph, builders[graph], state(shapes[part]))
             for part in shapes
             for graph, (_, state) in PARTS[part].graphs.items()
         }
-        limit = LRU_MARGIN * largest_lru(folder, graphs["lm_chunk"], lm)
+        count = sum(math.prod(u.shape) for u in builders["lm_step"].weights.values())
+        parity = check_lm(
+            folder,
+            graphs,
+            lm,
+            stored_parameters(parameters, storage),
+            storage=storage,
+            count=count,
+            rollout=rollout,
+            threads=threads,
+        )
+        _keep_report(parity, folder, Path(target), name)
+        (folder / CARD).write_text(
+            model_card(name, about, shapes, storage, parity.summary(), licences, seeded=seeded),
+            encoding="utf-8",
+        )
+        limit = LRU_MARGIN * parity.largest_lru
 
         def manifest(files: dict[str, FileEntry]) -> Manifest:
             lm_part = LMPart(shape=lm, storage=storage, k_max=min(K_MAX, lm.vocab), lru_limit=limit)
@@ -123,35 +177,28 @@ def export_models(
                 graphs=graphs,
                 files=files,
                 licences=licences,
+                parity=parity.summary(),
                 **others,
             )
 
         return write_manifest(folder, manifest)
 
 
-def largest_lru(
-    folder: Path, entry: GraphEntry, shape: LMShape, *, steps: int = 1024, rows: int = 4
-) -> float:
-    """Largest |lru| over a rollout of random tokens, which the manifest's ``lru_limit`` is set from.
-
-    Raises ExportError when the state is not finite: such a model cannot be run.
-    """
-    graph = OrtGraph("lm_chunk", folder / entry.file, entry, OrtOptions())
-    rng = np.random.default_rng(0)
-    state = {f"in_{s.name}": np.zeros((rows, *s.shape), s.dtype) for s in lm_state(shape)}
-    outputs = [f"out_{s.name}" for s in entry.state]
-    length = 64 if shape.width < 1024 else 16
-    largest = 0.0
-    for _ in range(max(1, steps // length if length == 64 else 4)):
-        tokens = rng.integers(0, shape.vocab, (rows, length))
-        lengths = np.full(rows, length, np.int64)
-        health, *new = graph.call({"tokens": tokens, "lengths": lengths, **state}, ["health", *outputs])
-        if not np.isfinite(health).all():
-            raise ExportError("the recurrent state is not finite after a few tokens: the weights are damaged")
-        state = {f"in_{s.name}": array for s, array in zip(entry.state, new, strict=True)}
-        largest = max(largest, float(health.max()))
-    graph.close()
-    return max(largest, 1e-3)
+def _keep_report(parity: Parity, folder: Path, target: Path, name: str) -> None:
+    """Write the report into the bundle, or beside it where the bundle is refused."""
+    text, html = json.dumps({"bundle": name, **parity.report}, indent=1) + "\n", page(name, parity.report)
+    if not parity.failures:
+        (folder / PARITY).write_text(text, encoding="utf-8")
+        (folder / PARITY_PAGE).write_text(html, encoding="utf-8")
+        return
+    beside = target.with_name(f"{target.name}.{PARITY}")
+    beside.write_text(text, encoding="utf-8")
+    beside.with_suffix(".html").write_text(html, encoding="utf-8")
+    more = f"; {len(parity.failures) - 1} more" if len(parity.failures) > 1 else ""
+    raise ExportError(
+        f"{name} missed its parity gate, so no bundle was written: {parity.failures[0]}{more}. "
+        f"Read {beside.with_suffix('.html')}"
+    )
 
 
-__all__ = ["export_models", "export_preset", "largest_lru", "part_file", "preset_shapes"]
+__all__ = ["PARITY", "PARITY_PAGE", "export_models", "export_preset", "part_file", "preset_shapes"]

@@ -15,6 +15,7 @@ import torch
 from speechssm.bundle.shapes import AcousticShape, CodecShape, LMShape, Shape, TokenizerShape
 from speechssm.bundle.state import StateTensor
 
+from .checkpoints.seeded import seeded_griffin
 from .graphs.acoustic import acoustic_weights, build_acoustic
 from .graphs.builder import GraphBuilder
 from .graphs.codec import build_codec_decode, build_codec_encode, codec_state, codec_weights
@@ -62,6 +63,12 @@ AnyShape = LMShape | TokenizerShape | AcousticShape | CodecShape
 
 def seeded_model(part: str, shape: AnyShape, seed: int) -> torch.nn.Module:
     """The reference model of ``part`` with random weights; parts do not share random numbers."""
+    if isinstance(shape, LMShape):
+        with torch.device("meta"):
+            model = Griffin(shape)
+        values = {k: torch.from_numpy(v) for k, v in seeded_griffin(shape, seed).items()}
+        model.load_state_dict(values, assign=True)
+        return model.eval()
     state = torch.random.get_rng_state()
     try:
         torch.manual_seed(seed * len(PARTS) + list(PARTS).index(part))

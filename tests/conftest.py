@@ -37,5 +37,5 @@ def tiny_bundle(shared_folder: Path) -> Path:
     target = shared_folder / "tiny"
     with FileLock(shared_folder / "tiny.lock"):
         if not target.exists():
-            export_preset("tiny", target, seed=0)
+            export_preset("tiny", target, seed=0, rollout=64)
     return target

@@ -51,7 +51,7 @@ def griffin_weights(shape: LMShape, parameters: Parameters) -> LazyArrays:
     makers["final_norm"] = _one_plus(parameters, "final_norm.scale")
     if shape.rope == "half" and "attention" in shape.blocks:
         tables = rope_tables(shape.head_dim, shape.rope_base)
-        makers.update({name: (lambda table=table: table) for name, table in tables.items()})
+        makers.update({name: _constant(table) for name, table in tables.items()})
     return LazyArrays(makers)
 
 
@@ -73,13 +73,11 @@ def _recurrent(makers: _Makers, shape: LMShape, parameters: Parameters, ours: st
     for part in ("linear_x", "linear_y", "linear_out"):
         _linear(makers, parameters, f"{ours}.{part}", f"{theirs}.{part}")
     for j in range(CONV_WIDTH):
-        makers[f"{ours}.conv.{j}"] = lambda j=j: parameters[f"{theirs}.conv_weight"][j]
+        makers[f"{ours}.conv.{j}"] = _row(parameters, f"{theirs}.conv_weight", j)
     makers[f"{ours}.conv.bias"] = lambda: parameters[f"{theirs}.conv_bias"]
     gates = [f"{theirs}.lru.{gate}" for gate in ("input_gate", "recurrence_gate")]
     for j in range(shape.heads):
-        makers[f"{ours}.lru.gates.{j}"] = lambda j=j: np.concatenate(
-            [parameters[f"{gate}.weight"][j] for gate in gates], 1
-        )
+        makers[f"{ours}.lru.gates.{j}"] = _gate_pair(parameters, gates, j)
     makers[f"{ours}.lru.gates.bias"] = lambda: np.concatenate(
         [parameters[f"{gate}.bias"] for gate in gates], 1
     ).reshape(-1)
@@ -95,6 +93,19 @@ def _linear(makers: _Makers, parameters: Parameters, ours: str, theirs: str, *, 
     makers[f"{ours}.weight"] = lambda: np.ascontiguousarray(parameters[f"{theirs}.weight"].T)
     if bias:
         makers[f"{ours}.bias"] = lambda: parameters[f"{theirs}.bias"]
+
+
+def _constant(array: np.ndarray) -> Callable[[], np.ndarray]:
+    return lambda: array
+
+
+def _row(parameters: Parameters, name: str, j: int) -> Callable[[], np.ndarray]:
+    return lambda: parameters[name][j]
+
+
+def _gate_pair(parameters: Parameters, gates: list[str], j: int) -> Callable[[], np.ndarray]:
+    """Block j of both gates side by side, (e/h, 2e/h), so that one product makes both."""
+    return lambda: np.concatenate([parameters[f"{gate}.weight"][j] for gate in gates], 1)
 
 
 def _one_plus(parameters: Parameters, name: str) -> Callable[[], np.ndarray]:

@@ -27,15 +27,21 @@ def export(
     seed: Annotated[int, typer.Option(help="Seed of the random weights.")] = 0,
     dtype: Annotated[Storage, typer.Option(help="Storage type of the weight matrices.")] = Storage.FLOAT32,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there.")] = False,
+    rollout: Annotated[
+        int | None,
+        typer.Option(help="Steps of the parity report; by default 24 000 up to 50 M parameters, 64 above."),
+    ] = None,
 ) -> None:
-    """Write a bundle of a preset's shapes with seeded random weights."""
+    """Write a bundle of a preset's shapes with seeded random weights, and its parity report."""
     try:
         from speechssm.export.exporter import export_preset
     except ImportError as error:
         raise ExportError(
             f"exporting needs torch and onnx ({error.name} is missing): run 'pip install speechssm[export,cpu]'"
         ) from error
-    manifest = export_preset(preset, out, seed=seed, storage=dtype.value, overwrite=overwrite)
+    manifest = export_preset(
+        preset, out, seed=seed, storage=dtype.value, overwrite=overwrite, rollout=rollout
+    )
     size = sum(entry.size_bytes for entry in manifest.files.values())
     print(f"{out}: bundle {manifest.name}, {len(manifest.graphs)} graphs, {size / 1e6:.1f} MB")
 
