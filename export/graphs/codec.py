@@ -8,8 +8,8 @@ operator in it gives an element the same value wherever the element lies:
   number of rows);
 - depthwise convolutions are ``kernel`` shifted multiply-adds in a fixed order, the overlap-add is a
   chain of additions whose partial sums are the carried tail;
-- everything else elementwise is an IEEE basic operation (add, multiply, compare); no exp, sine or
-  cosine, whose vectorised bodies and scalar ends differ (6e-8 for ``Cos``);
+- everything else elementwise is an IEEE basic operation (add, multiply, divide, root, compare); no
+  exp, sine or cosine, whose vectorised bodies and scalar ends differ (6e-8 for ``Cos``);
 - ``LayerNormalization`` normalises each frame by itself.
 
 ``tests/export/test_codec_exact.py`` holds the probe. The constants must be packed when the session is
@@ -30,8 +30,8 @@ from speechssm.axes import FRAME_SAMPLES
 from speechssm.bundle.shapes.codec import CodecShape
 from speechssm.bundle.state import StateTensor
 
-from ..models.codec import NORM_EPS, POWER_EPS, Codec, phase_bins
-from ..models.codec_bands import GAIN_POWER, band_analysis, band_interpolation, synthesis_window
+from ..models.codec import DIRECTION_EPS, NORM_EPS, POWER_EPS, Codec, phase_bins
+from ..models.codec_bands import GAIN_POWER, band_analysis, synthesis_window
 from .builder import FLOAT, INT64, GraphBuilder
 
 PART = "codec"
@@ -102,9 +102,9 @@ def build_codec_decode(shape: CodecShape, stored: int = FLOAT) -> GraphBuilder:
             x, past = net.block(f"D{i:02d}", x, before[i], shape.decoder_width, shape.expansion, shape.kernel)
             after.append(past)
         x = net.norm(x, shape.decoder_width)
-        spectrum = net.linear("spectrum", x, shape.decoder_width, shape.fft)
-        envelope = net.linear("gain", x, shape.decoder_width, shape.bands)
-        waves = g.op("MatMul", g.op("Mul", spectrum, _gain(g, envelope, shape)), _synthesis(g, shape))
+        direction = net.linear("direction", x, shape.decoder_width, shape.fft)
+        gain = net.linear("gain", x, shape.decoder_width, shape.bins)
+        waves = g.op("MatMul", _coefficients(g, direction, gain, shape), _synthesis(g, shape))
         audio, tail = _overlap_add(g, waves, before[-1], shape)
         after.append(tail)
     g.output("audio", audio, FLOAT, ("b", "n"))
@@ -124,7 +124,7 @@ def codec_weights(model: Codec) -> dict[str, NDArray[np.float32]]:
     linear("encoder_input", model.encoder.input)
     linear("encoder_output", model.encoder.output)
     linear("decoder_input", model.decoder.input)
-    linear("spectrum", model.decoder.spectrum)
+    linear("direction", model.decoder.direction)
     linear("gain", model.decoder.gain)
     for letter, half in (("E", model.encoder), ("D", model.decoder)):
         for i, block in enumerate(half.layers()):
@@ -237,15 +237,18 @@ def _features(g: GraphBuilder, audio: str, shape: CodecShape) -> str:
     return g.op("Concat", bands, *waves, axis=2)
 
 
-def _gain(g: GraphBuilder, envelope: str, shape: CodecShape) -> str:
-    """Envelope m (b, f, bands) -> gain (1 + m/32)^32 of every coefficient (b, f, fft)."""
-    bins = band_interpolation(shape)
-    matrix = np.concatenate([bins, bins[:, 1:-1]], axis=1)
-    m = g.op("MatMul", envelope, g.const(matrix))
-    gain = g.op("Relu", g.op("Add", g.op("Mul", m, g.const(1 / GAIN_POWER)), g.const(1.0)))
+def _coefficients(g: GraphBuilder, direction: str, gain: str, shape: CodecShape) -> str:
+    """direction (b, f, fft), log gain m (b, f, bins) -> coefficients (b, f, fft), as ``Decoder.coefficients``."""
+    bins = shape.bins
+    gain = g.op("Relu", g.op("Add", g.op("Mul", gain, g.const(1 / GAIN_POWER)), g.const(1.0)))
     for _ in range(GAIN_POWER.bit_length() - 1):
         gain = g.op("Mul", gain, gain)
-    return gain
+    real, inner = _slice(g, direction, 2, 0, bins), _slice(g, direction, 2, bins, _END)
+    imaginary = g.op("Pad", inner, g.const([0, 0, 1, 0, 0, 1]))
+    length = g.op("Add", g.op("Mul", real, real), g.op("Mul", imaginary, imaginary))
+    scale = g.op("Div", gain, g.op("Sqrt", g.op("Add", length, g.const(DIRECTION_EPS))))
+    scales = g.op("Concat", scale, _slice(g, scale, 2, 1, -1), axis=2)
+    return g.op("Mul", direction, scales)
 
 
 def _overlap_add(g: GraphBuilder, waves: str, tail: str, shape: CodecShape) -> tuple[str, str]:

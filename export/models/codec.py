@@ -20,11 +20,13 @@ from speechssm.axes import FRAME_SAMPLES
 from speechssm.bundle.shapes.codec import CodecShape
 from speechssm.errors import SettingsError
 
-from .codec_bands import GAIN_POWER, band_analysis, band_interpolation, gain_bias, synthesis_window
+from .codec_bands import GAIN_POWER, band_analysis, gain_bias, synthesis_window
 
 NORM_EPS = 1e-6
 POWER_EPS = 1e-6
 """Added to a bin's power before roots and logarithms: -60 dB below one unit-amplitude sample."""
+DIRECTION_EPS = 1e-2
+"""Added to the squared length of a direction before it is made unit: bins may also fade by shrinking it."""
 
 State = list[Tensor]
 """Carried by the decoder: one (b, kernel-1, d) per layer, then the overlap tail (b, fft-320)."""
@@ -100,42 +102,41 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """quantized latents (b, f, latent) -> audio (b, 320 f), streaming with carried state."""
 
-    interpolation: Tensor
     window: Tensor
 
     def __init__(self, shape: CodecShape) -> None:
         super().__init__()
         self.shape = shape
         width, layers = shape.decoder_width, shape.decoder_layers
-        self.register_buffer("interpolation", torch.from_numpy(band_interpolation(shape)), persistent=False)
         self.register_buffer("window", torch.from_numpy(synthesis_window(shape)), persistent=False)
         self.input = nn.Linear(shape.latent, width)
         self.blocks = nn.ModuleList(
             ConvNeXtBlock(width, shape.expansion * width, shape.kernel, 1 / layers) for _ in range(layers)
         )
-        self.spectrum = nn.Linear(width, shape.fft)
-        self.gain = nn.Linear(width, shape.bands)
-        # Seeded weights speak at RMS 0.05: unit coefficients under this gain.
-        nn.init.normal_(self.spectrum.weight, std=width**-0.5)
-        nn.init.zeros_(self.spectrum.bias)
+        self.direction = nn.Linear(width, shape.fft)
+        self.gain = nn.Linear(width, shape.bins)
+        # Seeded weights speak at RMS 0.05: unit directions under this gain.
+        nn.init.normal_(self.direction.weight, std=width**-0.5)
+        nn.init.zeros_(self.direction.bias)
         nn.init.normal_(self.gain.weight, std=0.1 * width**-0.5)
         nn.init.constant_(self.gain.bias, gain_bias(shape, rms=0.05))
 
     def coefficients(self, x: Tensor) -> Tensor:
         """x (b, f, d) -> spectrum (b, f, fft): real parts of every bin, then imaginary parts of inner ones.
 
-        An envelope interpolated between mel bands times an unbounded direction per bin. The gain
-        (1 + m/32)^32 stands for exp(m): five squarings are exact wherever they are computed, a
-        vectorised exp is not.
+        A gain per bin times a unit direction in the complex plane (Vocos predicts the angle instead). The
+        gain (1 + m/32)^32 stands for exp(m): multiplications, roots and quotients are exact wherever an
+        engine computes them, a vectorised exp or sine is not.
         """
         x = F.layer_norm(x, x.shape[-1:], eps=NORM_EPS)
-        with torch.autocast(x.device.type, enabled=False):
-            gain = F.relu(1.0 + (self.gain(x.float()) @ self.interpolation) / GAIN_POWER)
-            for _ in range(GAIN_POWER.bit_length() - 1):
-                gain = gain * gain
-        both = torch.cat([gain, gain[..., 1:-1]], dim=-1)
-        coefficients: Tensor = self.spectrum(x) * both
-        return coefficients
+        gain = F.relu(1.0 + self.gain(x).float() / GAIN_POWER)
+        for _ in range(GAIN_POWER.bit_length() - 1):
+            gain = gain * gain
+        direction = self.direction(x).float()
+        real, inner = direction[..., : self.shape.bins], direction[..., self.shape.bins :]
+        imaginary = F.pad(inner, (1, 1))
+        scale = gain / (real * real + imaginary * imaginary + DIRECTION_EPS).sqrt()
+        return torch.cat([real * scale, inner * scale[..., 1:-1]], dim=-1)
 
     def layers(self) -> list[ConvNeXtBlock]:
         """The blocks, in order."""

@@ -14,22 +14,14 @@ GAIN_POWER = 32
 """The decoder's gain is (1 + m/32)^32, an exp made of multiplications."""
 
 
-def band_interpolation(shape: CodecShape) -> NDArray[np.float32]:
-    """(bands, bins): weights that interpolate a curve given at mel-spaced centres; columns sum to one."""
+def band_analysis(shape: CodecShape) -> NDArray[np.float32]:
+    """(bins, bands): mean power of the bins around each mel-spaced centre, triangles that overlap by half.
+
+    A band narrower than a bin may stay zero.
+    """
     hz = np.arange(shape.bins) * (SAMPLE_RATE_HZ / shape.fft)
     position = _mel(hz) / _mel(SAMPLE_RATE_HZ / 2) * (shape.bands - 1)
-    left = np.minimum(position.astype(np.int64), shape.bands - 2)
-    share = position - left
-    weights = np.zeros((shape.bands, shape.bins))
-    weights[left, np.arange(shape.bins)] = 1 - share
-    weights[left + 1, np.arange(shape.bins)] += share
-    made: NDArray[np.float32] = weights.astype(np.float32)
-    return made
-
-
-def band_analysis(shape: CodecShape) -> NDArray[np.float32]:
-    """(bins, bands): mean power of the bins around each mel centre. A band narrower than a bin stays zero."""
-    weights = band_interpolation(shape).astype(np.float64).T
+    weights = np.maximum(0.0, 1.0 - np.abs(position[:, None] - np.arange(shape.bands)))
     made: NDArray[np.float32] = (weights / np.maximum(weights.sum(axis=0), 1e-3)).astype(np.float32)
     return made
 
@@ -42,9 +34,9 @@ def synthesis_window(shape: CodecShape) -> NDArray[np.float32]:
 
 
 def gain_bias(shape: CodecShape, rms: float) -> float:
-    """The m at which unit coefficients of every bin overlap to audio of this root mean square."""
+    """The m at which unit directions of every bin overlap to audio of this root mean square."""
     window = synthesis_window(shape).astype(np.float64)
-    unit = float(np.sqrt(np.square(window).sum() / shape.fft * shape.hops))
+    unit = float(np.sqrt(np.square(window).sum() / shape.fft * shape.hops / 2))
     return float(GAIN_POWER * ((rms / unit) ** (1 / GAIN_POWER) - 1))
 
 

@@ -9,7 +9,6 @@ import onnxruntime as ort
 import pytest
 import torch
 from pydantic import ValidationError
-from tests.doubles.inline import inline_weights
 
 from speechssm.axes import FRAME_SAMPLES
 from speechssm.bundle.shapes.codec import CODEC_PRESETS, CodecShape
@@ -23,6 +22,7 @@ from speechssm.export.graphs.codec import (
     codec_weights,
 )
 from speechssm.export.models.codec import Codec
+from tests.doubles.inline import inline_weights
 
 TINY = CODEC_PRESETS["tiny"]
 ODD = CodecShape(

@@ -15,12 +15,12 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 import torch
-from tests.doubles.inline import inline_weights
 
 from speechssm.bundle.shapes.codec import CODEC_PRESETS, CodecShape
 from speechssm.export.graphs.builder import FLOAT, GraphBuilder
 from speechssm.export.graphs.codec import PART, build_codec_decode, codec_state, codec_weights
 from speechssm.export.models.codec import Codec
+from tests.doubles.inline import inline_weights
 
 SHAPES = {
     "tiny": CODEC_PRESETS["tiny"],
@@ -143,6 +143,10 @@ def _taps(g: GraphBuilder, x: str, d: int, rng: np.random.Generator) -> str:
     return g.op("Add", g.op("Mul", x, first), g.op("Mul", g.op("Mul", x, x), second))
 
 
+def _unit(g: GraphBuilder, x: str, d: int, rng: np.random.Generator) -> str:
+    return g.op("Div", x, g.op("Sqrt", g.op("Add", g.op("Mul", x, x), g.const(0.01))))
+
+
 def _plain(kind: str) -> Callable[[GraphBuilder, str, int, np.random.Generator], str]:
     return lambda g, x, d, rng: g.op(kind, x)
 
@@ -153,6 +157,7 @@ USED = {
     "multiply-add": _taps,
     "HardSwish": _plain("HardSwish"),
     "Relu": _plain("Relu"),
+    "quotient by root": _unit,
 }
 
 
@@ -180,10 +185,11 @@ def test_probe_every_operator_of_the_decoder_is_exact_at_any_width(kind: str, d:
 
 def test_the_decoder_uses_no_operator_outside_the_probe() -> None:
     """Beside the probed operators, only those that move values or do integer work."""
-    moving = {"Concat", "Slice", "Gather", "Reshape", "Identity"}
+    moving = {"Concat", "Slice", "Gather", "Reshape", "Identity", "Pad"}
     constant = {"Mod", "Cast"}  # Mod makes the inverse-STFT indices; Cast widens stored weights: both fold
     kinds = {n.op_type for n in build_codec_decode(SHAPES["odd"]).model().graph.node}
-    assert kinds <= {"MatMul", "LayerNormalization", "HardSwish", "Relu", "Mul", "Add"} | moving | constant
+    probed = {"MatMul", "LayerNormalization", "HardSwish", "Relu", "Mul", "Add", "Div", "Sqrt"}
+    assert kinds <= probed | moving | constant
 
 
 def test_probe_reports_vectorised_sines() -> None:

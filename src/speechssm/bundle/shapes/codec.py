@@ -14,7 +14,7 @@ class CodecShape(Shape):
 
     Both halves work on frames of 320 samples. ``fft`` is the length in samples of the analysis and
     synthesis windows, ``lookahead`` how many frames the encoder sees past its own window, ``bands``
-    the number of mel bands of the encoder's input and of the decoder's spectral envelope.
+    the number of mel bands among the encoder's inputs.
 
     Exact streaming needs nothing of the widths: the decoder uses only operators that ONNX Runtime
     computes alike at every position (``tests/export/test_codec_exact.py``).
@@ -29,7 +29,7 @@ class CodecShape(Shape):
     decoder_layers: PositiveInt
     expansion: PositiveInt = 3
     kernel: PositiveInt = 7
-    fft: PositiveInt = 1280
+    fft: PositiveInt = 640
     lookahead: NonNegativeInt = 2
     bands: PositiveInt = 64
 
@@ -43,7 +43,7 @@ class CodecShape(Shape):
         if self.kernel < 2:
             raise ValueError("kernel must be at least 2: a convolution of 1 carries no state")
         if self.bands < 2:
-            raise ValueError("bands must be at least 2: the envelope is interpolated between bands")
+            raise ValueError("bands must be at least 2: they are spaced from 0 Hz to 8 kHz")
         return self
 
     @property
@@ -71,7 +71,6 @@ CODEC_PRESETS: dict[str, CodecShape] = {
         encoder_layers=1,
         decoder_width=32,
         decoder_layers=2,
-        fft=640,
         bands=16,
     ),
     "demo": CodecShape(
@@ -80,7 +79,7 @@ CODEC_PRESETS: dict[str, CodecShape] = {
         latent=64,
         encoder_width=208,
         encoder_layers=3,
-        decoder_width=256,
+        decoder_width=272,
         decoder_layers=4,
     ),
 }
