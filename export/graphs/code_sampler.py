@@ -48,7 +48,9 @@ def _inverse_cdf(g: GraphBuilder, probability: str, codes: int, uniform: str) ->
     group = g.op("Min", g.op("ReduceSum", passed, last, keepdims=1), g.const(np.float32(groups - 1)))
     group = g.op("Cast", group, to=INT64)
     before = g.op("ReduceSum", g.op("Mul", passed, mass), last, keepdims=1)
-    inside = g.op("GatherND", grouped, group, batch_dims=2)
+    # GatherND with batch dimensions would say this in one node, but not every engine has it.
+    where = g.op("Expand", g.op("Unsqueeze", group, last), g.const([1, 1, 1, size]))
+    inside = g.op("Squeeze", g.op("GatherElements", grouped, where, axis=2), g.const([2]))
     missed = g.op("LessOrEqual", g.op("Add", _running(g, inside, size), before), target)
     index = g.op("ReduceSum", g.op("Cast", missed, to=INT64), last, keepdims=0)
     index = g.op("Add", g.op("Mul", g.op("Squeeze", group, last), g.const(np.int64(size))), index)

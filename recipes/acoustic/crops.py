@@ -72,6 +72,7 @@ class Crops:
         if not grouped:
             raise ValueError("nothing is prepared: run the prepare stage first")
         self.speakers = list(grouped)
+        self._chances: dict[int, NDArray[np.float64]] = {}
         self.lengths = np.array([sum(len(i.tokens) for i in items) for items in grouped.values()])
         self.starts = np.concatenate([[0], np.cumsum(self.lengths)[:-1]])
         every = [i for items in grouped.values() for i in items]
@@ -102,20 +103,23 @@ class Crops:
 
     def draw_speakers(self, rng: np.random.Generator, rows: int, length: int) -> NDArray[np.int64]:
         """Speakers (b) long enough for a prompt and a window of ``length`` tokens."""
-        weights = np.zeros(len(self.speakers))
+        if length not in self._chances:
+            self._chances[length] = self._chances_at(length)
+        return rng.choice(len(self.speakers), rows, p=self._chances[length])
+
+    def _chances_at(self, length: int) -> NDArray[np.float64]:
+        """Chance of each speaker: by corpus, then by speed, then alike."""
+        corpora = np.array([corpus for corpus, _, _ in self.speakers])
+        original = np.array([speed == 1.0 for _, _, speed in self.speakers])
+        long = self.lengths >= self.shape.prompt_tokens + length
+        chances = np.zeros(len(self.speakers))
         for corpus, share in self.mixture.shares.items():
-            for own in (True, False):
-                some = np.array(
-                    [
-                        c == corpus and (s == 1.0) == own and n >= self.shape.prompt_tokens + length
-                        for (c, _, s), n in zip(self.speakers, self.lengths, strict=True)
-                    ]
-                )
-                part = self.mixture.original if own else 1 - self.mixture.original
-                weights += share * part * some / max(1, some.sum())
-        if not weights.any():
+            for speed, part in ((original, self.mixture.original), (~original, 1 - self.mixture.original)):
+                some = (corpora == corpus) & speed & long
+                chances += share * part * some / max(1, some.sum())
+        if not chances.any():
             raise ValueError(f"no prepared speaker has {self.shape.prompt_tokens + length} tokens")
-        return rng.choice(len(weights), rows, p=weights / weights.sum())
+        return chances / chances.sum()
 
     def place(
         self, rng: np.random.Generator, speakers: NDArray[np.int64], length: int

@@ -144,7 +144,6 @@ def test_the_graph_uses_no_operator_outside_the_probe() -> None:
         "Slice",
         "Gather",
         "GatherElements",
-        "GatherND",
         "Transpose",
         "Reshape",
         "Expand",
