@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -13,18 +13,18 @@ import numpy as np
 
 from speechssm.audio import AudioWriter, read_audio
 from speechssm.axes import SAMPLE_RATE_HZ
-from speechssm.bundle import Manifest, StateTensor, state_bytes
+from speechssm.bundle import Manifest, state_bytes
 from speechssm.engines.protocol import Graph
-from speechssm.errors import BundleError, SessionFailed, SettingsError
+from speechssm.errors import BundleError, SettingsError
 
-from .acoustic import SCHEDULES, AcousticSchedule, WindowRow, decode_windows, graph_pass
+from .acoustic import SCHEDULES, AcousticSchedule
 from .clock import SessionStats
-from .frozen import thaw
 from .lm import LanguageModel
-from .prompt import speaker_voice, tokenize
-from .session import Session, SessionSettings
+from .session import Session
+from .session_settings import SessionSettings
 from .settings import SamplerSettings
 from .snapshot import read_snapshot
+from .stages import Stages
 from .windows import WindowSettings
 
 Recording = str | PathLike[str] | np.ndarray
@@ -73,18 +73,20 @@ class Model:
         )
 
     @property
-    def levels(self) -> int:
-        """Codec levels q."""
+    def stages(self) -> Stages:
+        """The four parts. Raises BundleError when the bundle lacks one of them."""
         self._check_speaks()
         assert self.manifest.codec
-        return self.manifest.codec.shape.levels
-
-    @property
-    def codes(self) -> int:
-        """Codes c of one level."""
-        self._check_speaks()
-        assert self.manifest.codec
-        return self.manifest.codec.shape.codes
+        codec = self.manifest.codec.shape
+        return Stages(
+            language_model=self.language_model,
+            levels=codec.levels,
+            codes=codec.codes,
+            buckets=self.manifest.windows.buckets,
+            codec_schema=self.manifest.graphs["codec_decode"].state,
+            digest=self.digest,
+            graphs=self._graphs,
+        )
 
     @property
     def session_bytes(self) -> int:
@@ -151,7 +153,7 @@ class Model:
             windows=self._windows(ramp),
             acoustic=named_schedule(schedule),
         )
-        self.check_settings(settings)
+        self.stages.check(settings.sampler, settings.windows, settings.acoustic)
         audio = read_audio(prompt, rate_hz)
         other = None if speaker is None else read_audio(speaker, speaker_rate_hz)
         return self._start(settings, audio, other)
@@ -161,43 +163,14 @@ class Model:
 
         Raises SnapshotError for a file that is damaged, too new, or of another model.
         """
-        self._check_speaks()
-        return thaw(self, read_snapshot(Path(path), self.digest))
-
-    # what sessions use
-
-    def check_settings(self, settings: SessionSettings) -> None:
-        """Raise SettingsError or BundleError when this bundle cannot run them."""
-        self._check_speaks()
-        settings.sampler.check_against(self.language_model.k_max)
-        settings.acoustic.passes(self.levels)
-        allowed = self.manifest.windows.buckets
-        for bucket in settings.windows.buckets:
-            if bucket not in allowed:
-                raise SettingsError(
-                    f"windows of {bucket} tokens are not among this bundle's buckets {allowed}: "
-                    "keep the default windows"
-                )
-
-    def decode_window(self, row: WindowRow, schedule: AcousticSchedule) -> np.ndarray:
-        """Codes (q, 2t) of one acoustic window. Raises SessionFailed when they are not finite."""
-        (codes,), failed = decode_windows(graph_pass(self._graphs("acoustic")), [row], schedule)
-        if failed:
-            raise SessionFailed(
-                "the acoustic stage's confidences are not finite: check the bundle with 'speechssm verify'"
-            )
-        return codes
-
-    def codec_decoder(self) -> tuple[Graph, Sequence[StateTensor]]:
-        """The streaming decoder and its state."""
-        return self._graphs("codec_decode"), self.manifest.graphs["codec_decode"].state
+        return Session.thaw(self.stages, read_snapshot(Path(path), self.digest))
 
     def _start(self, settings: SessionSettings, audio: np.ndarray, other: np.ndarray | None) -> Session:
-        tokenizer, encoder = self._graphs("tokenizer"), self._graphs("codec_encode")
         opened = time.perf_counter()
-        tokens = tokenize(tokenizer, audio)
-        voiced = (audio, tokens) if other is None else (other, tokenize(tokenizer, other))
-        session = Session(self, settings, speaker_voice(encoder, *voiced), opened=opened)
+        stages = self.stages
+        tokens = stages.tokenize(audio)
+        voice = stages.voice(audio, tokens) if other is None else stages.voice(other, stages.tokenize(other))
+        session = Session(stages, settings, voice, opened=opened)
         session.read_prompt(tokens)
         session.stats.prompt_s = time.perf_counter() - opened
         return session

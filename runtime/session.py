@@ -12,11 +12,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, replace
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import numpy as np
 
@@ -24,41 +24,23 @@ from speechssm.axes import SAMPLE_RATE_HZ, TOKEN_RATE_HZ
 from speechssm.bundle import limits
 from speechssm.errors import SessionFailed, SettingsError
 
-from .acoustic import AcousticSchedule, Voice, WindowRow
+from .acoustic import Voice, WindowRow
 from .clock import SessionStats
-from .codec import SLICE_FRAMES, CodecStream
-from .frozen import freeze, thaw
-from .lm import LMRows
+from .codec import SLICE_FRAMES
+from .frozen import Frozen, Tensors, check_tail, flat, grouped, parse_meta, settings_of
+from .lm import LMRows, SavedRow
+from .prompt import check_voice
 from .random import acoustic_uniforms, check_seed
-from .settings import SamplerSettings, number
+from .session_settings import SessionSettings
+from .settings import number
 from .snapshot import write_snapshot
+from .stages import Stages
 from .stitch import CodeStitcher
 from .tokens import TokenBuffer
-from .windows import WindowCall, WindowSettings, keep_from, next_call, token_count, tokens_needed
-
-if TYPE_CHECKING:
-    from .model import Model
+from .windows import WindowCall, keep_from, next_call, token_count, tokens_needed
 
 DAY_SECONDS = 86_400.0
 """Longest stream without ``unbounded``."""
-
-
-@dataclass(frozen=True)
-class SessionSettings:
-    """Everything that, with the prompt and the bundle, decides what a session says.
-
-    ``seed`` drives the language model and the acoustic stage. ``windows.ramp`` trades quality of the
-    first 30 s for early sound.
-    """
-
-    seed: int = 0
-    sampler: SamplerSettings = field(default_factory=SamplerSettings)
-    windows: WindowSettings = field(default_factory=WindowSettings)
-    acoustic: AcousticSchedule = field(default_factory=AcousticSchedule)
-
-    def __post_init__(self) -> None:
-        """Raise SettingsError for a seed that is not an unsigned 64-bit number."""
-        check_seed(self.seed)
 
 
 class Session:
@@ -68,17 +50,17 @@ class Session:
     """
 
     def __init__(
-        self, model: Model, settings: SessionSettings, voice: Voice, *, opened: float | None = None
+        self, stages: Stages, settings: SessionSettings, voice: Voice, *, opened: float | None = None
     ) -> None:
-        self.model = model
+        self.stages = stages
         self.settings = settings
         self.voice = voice
         self.stats = SessionStats()
-        self.lm = LMRows(model.language_model, 1)
+        self.lm = LMRows(stages.language_model, 1)
         self.tokens = TokenBuffer(settings.windows)
-        self.stitcher = CodeStitcher(settings.windows, model.levels)
-        self.codec = CodecStream(*model.codec_decoder())
-        self.pending = np.empty((model.levels, 0), np.int64)
+        self.stitcher = CodeStitcher(settings.windows, stages.levels)
+        self.codec = stages.codec_stream()
+        self.pending = np.empty((stages.levels, 0), np.int64)
         """Codes (q,f) stitched but not yet decoded."""
         self.held = np.empty(0, np.float32)
         """Samples decoded but not yet given out."""
@@ -189,7 +171,7 @@ class Session:
                 codes[:, : int(known[0].sum())],
                 lambda index, shape: acoustic_uniforms(self.settings.seed, call.start, index, shape),
             )
-            sent = self.stitcher.push(call, self.model.decode_window(row, self.settings.acoustic))
+            sent = self.stitcher.push(call, self.stages.decode_window(row, self.settings.acoustic))
         self.pending = np.concatenate([self.pending, sent], axis=1)
         self.tokens.drop(keep_from(self.settings.windows, self.stitcher.emitted, len(self.tokens)))
         self.stats.windows += 1
@@ -199,16 +181,65 @@ class Session:
     def fork(self, *, seed: int | None = None) -> Session:
         """An independent session in the same state; with another ``seed`` it goes its own way from here."""
         self._check_open()
-        twin = thaw(self.model, freeze(self))
+        twin = Session.thaw(self.stages, self.freeze())
         if seed is not None:
             twin.settings = replace(self.settings, seed=check_seed(seed))
             twin.lm.load(0, replace(twin.lm.save(0), seed=seed))
+            twin.lm.active[0] = True
         return twin
 
     def snapshot(self, path: str | PathLike[str]) -> Path:
         """Write everything this session needs to go on elsewhere to one safetensors file."""
         self._check_open()
-        return write_snapshot(Path(path), freeze(self), self.model.digest)
+        return write_snapshot(Path(path), self.freeze(), self.stages.digest)
+
+    def freeze(self) -> Frozen:
+        """A copy of the whole session as plain data."""
+        row, settings, stats = self.lm.save(0), self.settings, self.stats
+        groups: dict[str, Tensors] = {
+            "lm": row.state,
+            "tokens": self.tokens.snapshot(),
+            "stitch": self.stitcher.snapshot(),
+            "codec": self.codec.snapshot(),
+            "voice": {"tokens": self.voice.tokens, "codes": self.voice.codes},
+            "tail": {"pending": self.pending.copy(), "held": self.held.copy()},
+        }
+        meta = {
+            "seed": settings.seed,
+            "sampler": asdict(settings.sampler),
+            "windows": asdict(settings.windows),
+            "acoustic": asdict(settings.acoustic),
+            "token": row.token,
+            "drawn": row.drawn,
+            "position": self.position,
+            "asked": self.asked,
+            "samples": stats.samples,
+            "tokens": stats.tokens,
+            "window_calls": stats.windows,
+        }
+        return Frozen(meta, flat(groups))
+
+    @classmethod
+    def thaw(cls, stages: Stages, frozen: Frozen) -> Session:
+        """A session that goes on from ``frozen``. Raises SnapshotError when it does not fit ``stages``."""
+        meta = parse_meta(frozen.meta)
+        groups = grouped(frozen.tensors)
+        settings = settings_of(meta, stages.check)
+        voice = Voice(**groups["voice"])
+        vocab = stages.language_model.vocab
+        check_voice(voice, vocab, stages.levels, stages.codes)
+        check_tail(groups["tail"], stages.levels, stages.codes)
+        session = cls(stages, settings, voice)
+        session.lm.load(0, SavedRow(groups["lm"], meta.token, meta.drawn, meta.seed, settings.sampler))
+        session.lm.active[0] = True
+        session.tokens.restore(groups["tokens"], vocab)
+        session.stitcher.restore(groups["stitch"])
+        session.codec.restore(groups["codec"])
+        session.pending, session.held = groups["tail"]["pending"], groups["tail"]["held"]
+        session.position, session.asked = meta.position, meta.asked
+        session.stats.samples, session.stats.tokens = meta.samples, meta.tokens
+        session.stats.windows = meta.window_calls
+        return session
 
     def close(self) -> None:
         """Forget the state. A closed session cannot go on."""

@@ -14,11 +14,10 @@ import speechssm
 from speechssm.axes import SAMPLE_RATE_HZ, TOKEN_FRAMES
 from speechssm.errors import AudioError, SessionFailed, SettingsError
 from speechssm.runtime.acoustic import AcousticSchedule, WindowRow, decode_windows, graph_pass
-from speechssm.runtime.codec import CodecStream
-from speechssm.runtime.frozen import freeze, thaw
 from speechssm.runtime.model import Model
 from speechssm.runtime.random import acoustic_uniforms
 from speechssm.runtime.session import Session
+from speechssm.runtime.stages import Stages
 from speechssm.runtime.windows import WindowSettings, pad_indices, plan
 
 QUICK = AcousticSchedule(iterations=(1,))
@@ -37,7 +36,9 @@ def voice(rng: np.random.Generator) -> np.ndarray:
 
 def recording(rng: np.random.Generator, seconds: float) -> np.ndarray:
     n = round(seconds * SAMPLE_RATE_HZ)
-    return (0.1 * np.sin(np.arange(n) * rng.uniform(0.02, 0.2)) + 0.05 * rng.standard_normal(n)).astype(np.float32)
+    return (0.1 * np.sin(np.arange(n) * rng.uniform(0.02, 0.2)) + 0.05 * rng.standard_normal(n)).astype(
+        np.float32
+    )
 
 
 def opened(model: Model, voice: np.ndarray, **settings: object) -> Session:
@@ -73,8 +74,8 @@ def test_a1_streamed_equals_offline(model: Model, voice: np.ndarray, ramp: bool,
     for _ in range(tokens):
         stream.append(int(lm.lm.step().tokens[0]))
     settings = WindowSettings(ramp=ramp)
-    frames = np.zeros((model.levels, tokens * TOKEN_FRAMES), np.int64)
-    run = graph_pass(model._graphs("acoustic"))
+    frames = np.zeros((model.stages.levels, tokens * TOKEN_FRAMES), np.int64)
+    run = graph_pass(model.stages.graphs("acoustic"))
     for call in plan(settings, tokens):
         own = stream[call.start : call.end] + [stream[i] for i in pad_indices(call.end, call.pad)]
         known = frames[:, call.start * TOKEN_FRAMES : call.known_to * TOKEN_FRAMES]
@@ -85,30 +86,31 @@ def test_a1_streamed_equals_offline(model: Model, voice: np.ndarray, ramp: bool,
         assert not failed
         first, stop = ((t - call.start) * TOKEN_FRAMES for t in (call.emit_from, call.emit_to))
         frames[:, call.emit_from * TOKEN_FRAMES : call.emit_to * TOKEN_FRAMES] = codes[:, first:stop]
-    graph, schema = model.codec_decoder()
-    state = {f"in_{s.name}": np.zeros((1, *s.shape), s.dtype) for s in schema}
-    (whole,) = graph.call({"codes": frames[None], **state}, ["audio"])
+    state = {f"in_{s.name}": np.zeros((1, *s.shape), s.dtype) for s in model.stages.codec_schema}
+    (whole,) = model.stages.graphs("codec_decode").call({"codes": frames[None], **state}, ["audio"])
     assert audio.tobytes() == whole[0].tobytes()
 
 
 def test_a1_asking_in_pieces_of_the_codec_changes_nothing(model: Model, rng: np.random.Generator) -> None:
     """A1: any chunking of the frames through the codec gives the same samples."""
-    codes = rng.integers(0, model.codes, (model.levels, 333))
-    whole = collect(CodecStream(*model.codec_decoder()).decode(codes))
-    stream = CodecStream(*model.codec_decoder())
+    codes = rng.integers(0, model.stages.codes, (model.stages.levels, 333))
+    whole = collect(model.stages.codec_stream().decode(codes))
+    stream = model.stages.codec_stream()
     cuts = [0, *np.sort(rng.choice(np.arange(1, 333), 12, replace=False)).tolist(), 333]
     parts = [collect(stream.decode(codes[:, a:b])) for a, b in itertools.pairwise(cuts)]
     assert np.concatenate(parts).tobytes() == whole.tobytes()
 
 
 @pytest.mark.parametrize("tokens", [20, 760])
-def test_a2_padding_never_leaks(model: Model, voice: np.ndarray, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a2_padding_never_leaks(
+    model: Model, voice: np.ndarray, tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A2: what the acoustic stage makes of the padding is dropped: poisoned there, the audio is the same."""
     clean = collect(opened(model, voice).stream(tokens / 25))
-    real = Model.decode_window
+    real = Stages.decode_window
     poisoned_frames = 0
 
-    def poisoned(self: Model, row: WindowRow, schedule: AcousticSchedule) -> np.ndarray:
+    def poisoned(self: Stages, row: WindowRow, schedule: AcousticSchedule) -> np.ndarray:
         nonlocal poisoned_frames
         codes = real(self, row, schedule)
         call = plans.pop(0)
@@ -117,7 +119,7 @@ def test_a2_padding_never_leaks(model: Model, voice: np.ndarray, tokens: int, mo
         return codes
 
     plans = list(plan(WindowSettings(), tokens))
-    monkeypatch.setattr(Model, "decode_window", poisoned)
+    monkeypatch.setattr(Stages, "decode_window", poisoned)
     assert collect(opened(model, voice).stream(tokens / 25)).tobytes() == clean.tobytes()
     assert poisoned_frames > 0
 
@@ -183,10 +185,12 @@ def test_s6_freeze_is_complete(model: Model, voice: np.ndarray) -> None:
     stream = session.stream(35)
     for _ in range(4):
         next(stream)
-    first = freeze(session)
-    second = freeze(thaw(model, first))
+    first = session.freeze()
+    second = Session.thaw(model.stages, first).freeze()
     assert first.meta == second.meta
-    assert {k: v.tobytes() for k, v in first.tensors.items()} == {k: v.tobytes() for k, v in second.tensors.items()}
+    assert {k: v.tobytes() for k, v in first.tensors.items()} == {
+        k: v.tobytes() for k, v in second.tensors.items()
+    }
 
 
 def test_a_stream_can_go_on_after_its_end(model: Model, voice: np.ndarray) -> None:
@@ -264,7 +268,7 @@ def test_prompts_of_any_length(model: Model, rng: np.random.Generator, seconds: 
     session = opened(model, prompt)
     assert session.position == -(-len(prompt) // 640)
     assert session.voice.tokens.shape == (75,)
-    assert session.voice.codes.shape == (model.levels, 150)
+    assert session.voice.codes.shape == (model.stages.levels, 150)
     assert len(collect(session.stream(0.5))) == 8000
 
 
@@ -299,5 +303,5 @@ def test_a3_sixteen_minutes_in_flat_memory(model: Model, rng: np.random.Generato
         samples, grown = growth(session, 16, after=2)
         assert samples == 16 * 60 * SAMPLE_RATE_HZ
         assert session.tokens.kept <= 2 * 750 + 649
-        assert session.stitcher.nbytes <= model.levels * 1500 * 8
+        assert session.stitcher.nbytes <= model.stages.levels * 1500 * 8
     assert grown < 8 << 20
