@@ -11,6 +11,7 @@ import typer
 
 from . import evaluate as evaluation
 from . import figure as drawing
+from . import pack as packing
 from . import train as training
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
@@ -34,6 +35,7 @@ def train(
         training.Plan.critic_rows
     ),
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+    minutes: Annotated[float | None, typer.Option(help="Save and stop after this long.")] = None,
     folder: Folder = None,
 ) -> None:
     """Train, or resume where the last checkpoint stopped."""
@@ -48,7 +50,7 @@ def train(
         scales=scales,
         critic_rows=critic_rows,
     )
-    training.run(data, chosen, plan, folder=folder)
+    training.run(data, chosen, plan, folder=folder, minutes=minutes)
 
 
 @app.command()
@@ -56,6 +58,12 @@ def evaluate(data: Data, folder: Folder = None, most: int = 1000, threads: int =
     """Print the table of held-out figures for the best weights."""
     torch.set_num_threads(threads)
     evaluation.run(data, folder, most)
+
+
+@app.command()
+def pack(data: Data, out: Path, mebibytes: float = 50.0) -> None:
+    """Copy as much training data as fits, for a machine that cannot reach the rest."""
+    print(f"{packing.run(data, out, mebibytes) / 2**20:.1f} MiB in {out}")
 
 
 @app.command()

@@ -196,9 +196,14 @@ class Run:
 
 
 def run(
-    root: Path, device: str, plan: Plan, shape: CodecShape | None = None, folder: Path | None = None
+    root: Path,
+    device: str,
+    plan: Plan,
+    shape: CodecShape | None = None,
+    folder: Path | None = None,
+    minutes: float | None = None,
 ) -> None:
-    """Train or resume in ``folder`` until ``plan.steps``; ``best.safetensors`` is kept up to date there."""
+    """Train or resume in ``folder`` until ``plan.steps``, or for ``minutes``; keeps the best weights there."""
     shape = shape or CODEC_PRESETS["demo"]
     folder = folder or places.cache("codec")
     folder.mkdir(parents=True, exist_ok=True)
@@ -211,10 +216,13 @@ def run(
     log(event="start", step=state.step, device=device, plan=asdict(plan), shape=shape.model_dump())
     saved = begun = time.monotonic()
     first = state.step
+    ends = math.inf if minutes is None else begun + 60 * minutes
     while state.step < plan.steps:
         report = state.advance(crops)
+        now = time.monotonic()
+        done = state.step == plan.steps or now > ends
         if state.step % 50 == 0:
-            speed = (state.step - first) / (time.monotonic() - begun)
+            speed = (state.step - first) / (now - begun)
             log(
                 event="step",
                 step=state.step,
@@ -222,11 +230,13 @@ def run(
                 steps_per_second=speed,
                 **{k: float(v) for k, v in report.items()},
             )
-        if state.step % plan.judge_every == 0 or state.step == plan.steps:
+        if state.step % plan.judge_every == 0 or done:
             _keep_best(state, judge, folder, log)
-        if time.monotonic() - saved > plan.save_seconds or state.step == plan.steps:
+        if now - saved > plan.save_seconds or done:
             state.save(folder / "last.safetensors")
-            saved = time.monotonic()
+            saved = now
+        if done:
+            break
 
 
 def averaged(state: Run) -> Codec:

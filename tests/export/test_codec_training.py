@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -12,6 +13,7 @@ import pytest
 import torch
 from recipes import data, splits
 from recipes.codec import crops as cropping
+from recipes.codec import pack as packing
 from recipes.codec.losses import SCALES, reconstruction
 from recipes.codec.quantizer import Trainer, nearest
 from recipes.codec.train import Plan, Run, trimmed
@@ -164,3 +166,33 @@ def test_crops_are_the_same_for_a_step_and_hold_nothing_held_out(
     torch.testing.assert_close(drawn(3, 4, 640), drawn(3, 4, 640), atol=0, rtol=0)
     assert not torch.equal(drawn(3, 4, 640), drawn(4, 4, 640))
     assert float(drawn(7, 16, 640).abs().max()) <= 0.95 + 1e-6
+
+
+def test_a_pack_holds_no_held_out_recording_and_reads_as_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPEECHSSM_CACHE", str(tmp_path / "cache"))
+    root, out = tmp_path / "data", tmp_path / "pack"
+    for corpus in cropping.SHARES:
+        (root / corpus).mkdir(parents=True)
+    stems = [f"arctic_a{i:04d}_1" for i in range(1, 60)]
+    (root / "kathleen" / "transcripts.tsv").write_text("".join(f'{s}\tsay "{s}"\n' for s in stems))
+    rows = [
+        {"file": f"{t}_{v}.ogg", "voice": v, "text": t}
+        for t in ("oz", "alice")
+        for v in ("af_sky", "af_kore")
+    ]
+    (root / "stories.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    for name in (
+        *(f"kathleen/{s}.ogg" for s in stems),
+        *(f"librispeech/{i}-1-1.ogg" for i in range(60)),
+        *(f"stories_speech/{r['file']}" for r in rows),
+    ):
+        (root / name).write_bytes(b"x" * 1000)
+    copied = packing.run(root, out, mebibytes=0.04)
+    found = data.recordings(out)
+    assert 20_000 < copied <= 0.04 * 2**20
+    assert copied == 1000 * len(found) == sum(r.path.stat().st_size for r in found)
+    assert not any(splits.held_out(r) for r in found)
+    assert {r.corpus for r in found} == set(cropping.SHARES)
+    assert next(r for r in found if r.corpus == "kathleen").text.startswith('say "')
