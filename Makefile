@@ -27,7 +27,7 @@ ifneq ($(wildcard $(VOICE)),)
 	$(BIN)/speechssm generate examples/prompt.flac -o out/demo.wav --seconds 20 --seed 0 --with-prompt
 else
 	@echo "No trained voice exists yet: out/demo.wav is the prompt, then noise made by random weights."
-	$(BIN)/speechssm export --preset tiny --seed 0 --overwrite -o out/tiny
+	$(BIN)/speechssm export --preset tiny --seed 0 --rollout 64 --overwrite -o out/tiny
 	$(BIN)/speechssm generate examples/prompt.flac -o out/demo.wav --seconds 20 --seed 0 --with-prompt --bundle out/tiny
 endif
 
