@@ -25,6 +25,7 @@ class Context:
     threads: int
     config: dict[str, Any]
     hours: float
+    minutes: float
 
 
 def _voices(c: Context) -> None:
@@ -76,6 +77,18 @@ def _tokens(c: Context) -> None:
     tokens.run(c.data, c.config, c.hours)
 
 
+def _language(c: Context) -> None:
+    from .language import train
+
+    train.run(c.device, train.settings(), minutes=c.minutes)
+
+
+def _judge_language(c: Context) -> None:
+    from .language import judge, train
+
+    print(json.dumps(judge.run(train.settings()), indent=1))
+
+
 STAGES: dict[str, tuple[str, Callable[[Context], None]]] = {
     "voices": ("speak story text with flite's voices (Debian package flite), --hours of it", _voices),
     "teach": ("Whisper-base block 4 features of all speech, at 25 Hz", _teach),
@@ -85,6 +98,8 @@ STAGES: dict[str, tuple[str, Callable[[Context], None]]] = {
     "tokenizer": ("train the tokenizer", _tokenizer),
     "judge-tokenizer": ("measure the tokenizer on held-out speech; keeps the best", _judge_tokenizer),
     "tokens": ("tokenise the stories, spoken by flite, for the language model, --hours of it", _tokens),
+    "language": ("train the Griffin language model on the tokens, at most --minutes", _language),
+    "judge-language": ("nat per token below a Kneser-Ney 5-gram on held-out speech", _judge_language),
 }
 
 
@@ -102,6 +117,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="CPU threads, default 2")
     parser.add_argument("--config", type=Path, default=HERE / "tokenizer.json")
     parser.add_argument("--hours", type=float, default=3.0, help="speech to synthesise (voices, tokens)")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop and save after (language)")
     given = parser.parse_args()
     import torch
 
@@ -110,7 +126,7 @@ def main() -> None:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     config = json.loads(given.config.read_text(encoding="utf-8"))
-    STAGES[given.stage][1](Context(given.data, device, given.threads, config, given.hours))
+    STAGES[given.stage][1](Context(given.data, device, given.threads, config, given.hours, given.minutes))
 
 
 if __name__ == "__main__":

@@ -19,10 +19,12 @@ from safetensors.torch import save_file as save_tensors
 __all__ = [
     "Log",
     "cache",
+    "checkpoint",
     "load_arrays",
     "load_tensors",
     "partial",
     "read_json",
+    "resume",
     "write_arrays",
     "write_json",
     "write_tensors",
@@ -69,6 +71,41 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """The value of a JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def checkpoint(
+    path: Path,
+    model: torch.nn.Module,
+    average: dict[str, torch.Tensor],
+    optimiser: torch.optim.Optimizer,
+    step: int,
+) -> None:
+    """Everything a resumed run needs, in one safetensors file, replaced whole."""
+    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
+    tensors |= {f"average.{k}": v for k, v in average.items()}
+    for i, state in optimiser.state_dict()["state"].items():
+        tensors |= {f"optimiser.{i}.{k}": torch.as_tensor(v) for k, v in state.items()}
+    tensors["step"] = torch.tensor(step)
+    write_tensors(path, tensors)
+
+
+def resume(
+    path: Path, model: torch.nn.Module, average: dict[str, torch.Tensor], optimiser: torch.optim.Optimizer
+) -> int:
+    """Load what :func:`checkpoint` wrote, in place; the step to go on with."""
+    tensors = load_tensors(path)
+    model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+    for name in average:
+        average[name].copy_(tensors[f"average.{name}"])
+    saved = optimiser.state_dict()
+    states: dict[int, dict[str, torch.Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith("optimiser."):
+            _, index, key = name.split(".")
+            states.setdefault(int(index), {})[key] = value
+    saved["state"] = states
+    optimiser.load_state_dict(saved)
+    return int(tensors["step"])
 
 
 class Log:

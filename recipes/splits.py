@@ -49,7 +49,7 @@ def held_out(recording: Recording) -> bool:
                 f"kathleen recording {recording.stem!r} has no arctic number: extend recipes/splits.py"
             )
         return int(match.group(1)) % EVERY == 0
-    if recording.corpus in ("stories_speech", "synthetic"):
+    if recording.corpus in ("stories_speech", "stories_text", "synthetic"):
         return recording.speaker in HELD_OUT_VOICES or held_out_text(recording.stem)
     raise ValueError(f"no held-out rule for corpus {recording.corpus!r}: add one to recipes/splits.py")
 

@@ -67,38 +67,6 @@ def rate(step: int, settings: dict[str, Any]) -> float:
     return float(settings["peak_rate"] * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * part))))
 
 
-def save(student: Student, average: dict[str, Tensor], optimiser: torch.optim.AdamW, step: int) -> None:
-    """Everything a resumed run needs, in one safetensors file, replaced whole."""
-    tensors = {f"model.{k}": v for k, v in student.state_dict().items()}
-    tensors |= {f"average.{k}": v for k, v in average.items()}
-    for i, state in optimiser.state_dict()["state"].items():
-        tensors |= {f"optimiser.{i}.{k}": torch.as_tensor(v) for k, v in state.items()}
-    tensors["step"] = torch.tensor(step)
-    places.write_tensors(folder() / "checkpoint.safetensors", tensors)
-
-
-def resume(student: Student, average: dict[str, Tensor], optimiser: torch.optim.AdamW) -> int:
-    """Load the checkpoint if there is one; the step to go on with."""
-    path = folder() / "checkpoint.safetensors"
-    if not path.exists():
-        return 0
-    tensors = places.load_tensors(path)
-    student.load_state_dict(
-        {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
-    )
-    for name in average:
-        average[name].copy_(tensors[f"average.{name}"])
-    saved = optimiser.state_dict()
-    states: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        if name.startswith("optimiser."):
-            _, index, key = name.split(".")
-            states.setdefault(int(index), {})[key] = value
-    saved["state"] = states
-    optimiser.load_state_dict(saved)
-    return int(tensors["step"])
-
-
 def run(root: Path, config: dict[str, Any], device: str) -> None:
     """Train to the configured number of steps, going on from the last checkpoint."""
     settings = config["train"]
@@ -116,7 +84,8 @@ def run(root: Path, config: dict[str, Any], device: str) -> None:
         betas=(0.9, 0.98),
     )
     average = {k: v.detach().clone() for k, v in student.tokenizer.state_dict().items()}
-    step = resume(student, average, optimiser)
+    checkpoint = folder() / "checkpoint.safetensors"
+    step = places.resume(checkpoint, student, average, optimiser) if checkpoint.exists() else 0
     log = places.Log(folder() / "log.jsonl")
     banks = views.filter_banks(shape.mels, source.views).to(device)
     saved = noted = time.monotonic()
@@ -155,6 +124,6 @@ def run(root: Path, config: dict[str, Any], device: str) -> None:
             log(step=step, rate=rate(step, settings), heard_per_second=heard, **means)
             sums, counted, noted = {}, 0, now
         if now - saved > SAVE_SECONDS or step == settings["steps"]:
-            save(student, average, optimiser, step)
+            places.checkpoint(checkpoint, student, average, optimiser, step)
             places.write_tensors(folder() / "average.safetensors", average)
             saved = time.monotonic()

@@ -1,0 +1,1 @@
+"""The semantic language model of the demo voice: training, and its 5-gram yardstick."""

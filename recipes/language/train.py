@@ -1,0 +1,100 @@
+"""Stage ``language``: train the Griffin language model on token streams; resumable, CPU or GPU.
+
+Four-minute segments from their first token on, next-token cross-entropy, AdamW, cosine. The last tenth
+of the steps draws mostly Kokoro and real speech, so the model ends on what prompts sound like.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from speechssm.bundle.shapes import LMShape
+from speechssm.export.models.griffin import Griffin
+from speechssm.export.presets import PRESETS
+
+from .. import places
+from . import streams
+
+SAVE_SECONDS = 300.0
+LOG_STEPS = 20
+
+
+def folder() -> Path:
+    """Checkpoints, log and figure."""
+    return places.cache("language")
+
+
+def settings() -> dict[str, Any]:
+    """The committed settings."""
+    return dict(json.loads((Path(__file__).parent / "settings.json").read_text(encoding="utf-8")))
+
+
+def loss(model: Griffin, tokens: Tensor) -> Tensor:
+    """Mean next-token cross-entropy (nat) of tokens (b,t), streams.IGNORED left out."""
+    logits, _ = model(tokens[:, :-1].clamp(min=0))
+    return F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), ignore_index=streams.IGNORED)
+
+
+def rate(step: int, s: dict[str, Any]) -> float:
+    """Linear warm-up, then cosine to a twentieth."""
+    if step < s["warmup"]:
+        return float(s["peak_rate"] * (step + 1) / s["warmup"])
+    part = min(1.0, (step - s["warmup"]) / max(1, s["steps"] - s["warmup"]))
+    return float(s["peak_rate"] * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * part))))
+
+
+def run(device: str, s: dict[str, Any], shape: LMShape | None = None, minutes: float = math.inf) -> Path:
+    """Train to the configured number of steps or for ``minutes``; the path of the averaged weights."""
+    shape = shape or PRESETS["demo"].lm
+    torch.manual_seed(s["seed"])
+    source = streams.Source(streams.load(), s)
+    model = Griffin(shape).to(device)
+    # Norm scales, biases and the recurrence's decay are left alone by weight decay.
+    groups = [
+        {"params": [p for p in model.parameters() if p.dim() >= 2], "weight_decay": s["weight_decay"]},
+        {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98))
+    average = {k: v.detach().clone() for k, v in model.state_dict().items()}
+    checkpoint = folder() / "checkpoint.safetensors"
+    step = places.resume(checkpoint, model, average, optimiser) if checkpoint.exists() else 0
+    log = places.Log(folder() / "log.jsonl")
+    began = saved = noted = time.monotonic()
+    sums, heard = 0.0, 0
+    while step < s["steps"]:
+        tokens = source.batch(step).to(device)
+        for group in optimiser.param_groups:
+            group["lr"] = rate(step, s)
+        with torch.autocast(device, torch.bfloat16):
+            lost = loss(model, tokens)
+        optimiser.zero_grad(set_to_none=True)
+        lost.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        keep = min(s["average"], (1 + step) / (10 + step))
+        with torch.no_grad():
+            for name, value in model.state_dict().items():
+                average[name].lerp_(value, 1 - keep)
+        step += 1
+        sums, heard = sums + float(lost.detach()), heard + int((tokens >= 0).sum())
+        now = time.monotonic()
+        if step % LOG_STEPS == 0:
+            each = 1 + (step - 1) % LOG_STEPS
+            log(step=step, rate=rate(step, s), loss=sums / each, tokens_per_second=heard / (now - noted))
+            sums, heard, noted = 0.0, 0, now
+        late = now - began > 60 * minutes
+        if now - saved > SAVE_SECONDS or step == s["steps"] or late:
+            places.checkpoint(checkpoint, model, average, optimiser, step)
+            places.write_tensors(folder() / "average.safetensors", average)
+            saved = time.monotonic()
+        if late:
+            break
+    return folder() / "average.safetensors"
