@@ -16,12 +16,15 @@ import numpy as np
 
 from speechssm.bundle import GraphEntry
 from speechssm.bundle.manifest import Value
-from speechssm.errors import EngineError
+from speechssm.bundle.onnx_check import check_graph
+from speechssm.errors import EngineError, SettingsError
 
 from .protocol import Array, Bindings, as_dtype
 
 Provider = Literal["cpu", "cuda"]
 PROVIDERS: dict[str, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+THREADS_MAX = 1024
+"""Most threads of one engine call; ONNX Runtime would start any number."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,11 @@ class OrtOptions:
     threads: int = 0
     custom_ops: Path | None = None
     """Library of cpp_ext; it is named by the caller, never by a bundle."""
+
+    def __post_init__(self) -> None:
+        """Raise SettingsError for a number of threads that no machine has."""
+        if not 0 <= self.threads <= THREADS_MAX:
+            raise SettingsError(f"threads is {self.threads}: give 1 to {THREADS_MAX}, or 0 for every core")
 
 
 def import_onnxruntime() -> ModuleType:
@@ -47,13 +55,19 @@ def import_onnxruntime() -> ModuleType:
 
 
 class OrtGraph:
-    """One graph in an ONNX Runtime session."""
+    """One graph in an ONNX Runtime session.
+
+    The file is checked (:mod:`speechssm.bundle.onnx_check`) right here, so there is no way to point ONNX
+    Runtime at one that was not. Raises BundleError when the check refuses it, EngineError when ONNX
+    Runtime does.
+    """
 
     def __init__(self, name: str, path: Path, entry: GraphEntry, options: OrtOptions | None = None) -> None:
         options = options or OrtOptions()
         self.name = name
         self.entry = entry
         self._ort = import_onnxruntime()
+        check_graph(path, entry)
         self._session: Any = self._open(path, options)
         self._check_signature()
         granted = self._session.get_providers()
@@ -149,6 +163,10 @@ class OrtGraph:
             raise
         except Exception as error:
             raise EngineError(f"graph {self.name} failed: {_first_line(error)}") from error
+        declared = {v.name: v for v in self.entry.outputs}
+        for name, array in zip(outputs, results, strict=True):
+            # A graph may compute another shape than it declares; nobody behind here looks again.
+            _check_array(self.name, declared[name], array, sizes)
         return results
 
     def close(self) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from speechssm.axes import FRAME_SAMPLES
 from speechssm.bundle import StateTensor
 from speechssm.engines.protocol import Graph
+from speechssm.errors import SessionFailed
 
 from .state import RowState, check_row
 
@@ -25,12 +26,20 @@ class CodecStream:
         self._state: RowState = {s.name: np.zeros(s.shape, s.dtype) for s in self._schema}
 
     def decode(self, codes: np.ndarray) -> Iterator[np.ndarray]:
-        """codes (q,f) -> float32 audio, at most 2 s at a time, 320 samples a frame."""
+        """codes (q,f) -> float32 audio, at most 2 s at a time, 320 samples a frame.
+
+        Raises SessionFailed, and keeps its state, when the audio is not finite.
+        """
         names = ["audio", *(f"out_{s.name}" for s in self._schema)]
         for start in range(0, codes.shape[1], SLICE_FRAMES):
             part = np.ascontiguousarray(codes[None, :, start : start + SLICE_FRAMES])
             inputs = {"codes": part, **{f"in_{name}": array[None] for name, array in self._state.items()}}
             audio, *state = self._graph.call(inputs, names)
+            if audio.shape[1] != part.shape[2] * FRAME_SAMPLES or not np.isfinite(audio).all():
+                raise SessionFailed(
+                    "the codec made audio of a wrong length or that is not finite: the session ends here; "
+                    "check the bundle with 'speechssm verify'"
+                )
             self._state = {s.name: array[0] for s, array in zip(self._schema, state, strict=True)}
             yield audio[0]
 

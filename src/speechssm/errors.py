@@ -3,9 +3,24 @@
 A leaf: it imports nothing, so every folder may raise these.
 """
 
+LONGEST = 2000
+"""Most characters of a message; what is quoted from a hostile file may be far longer."""
+
 
 class SpeechSSMError(Exception):
     """Base of every error this package raises on purpose; the CLI prints it as one sentence."""
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
+
+
+def one_line(text: str) -> str:
+    """``text`` on one printable line: names quoted from files must not move the cursor or fill the screen."""
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST // 2]} [...] {text[-LONGEST // 2 :]}"
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 class AudioError(SpeechSSMError):

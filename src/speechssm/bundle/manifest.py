@@ -6,14 +6,14 @@ import re
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from speechssm import axes
 
 from . import limits
 from .shapes import AcousticShape, CodecShape, LMShape, TokenizerShape
 from .shapes.base import Shape
-from .state import StateTensor
+from .state import StateTensor, state_bytes
 
 FORMAT: Final = "speechssm-bundle"
 VERSION: Final = 1
@@ -22,8 +22,24 @@ MANIFEST = "manifest.json"
 
 PLAIN_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
 """File names in a bundle: no separator, no leading dot, so no way out of the folder."""
+WEIGHTS_SUFFIX = ".safetensors"
+"""Ending of a weight file."""
 
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("a text is not printable on one line")
+    return text
+
+
+Text = Annotated[str, Field(max_length=limits.TEXT), AfterValidator(_printable)]
+"""Text that is shown to people."""
 FileName = Annotated[str, Field(pattern=PLAIN_NAME.pattern)]
+# ONNX Runtime opens other endings as other formats.
+GraphFile = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,122}\.onnx$")]
+WeightFile = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,115}\.safetensors$")]
+GraphName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,63}$")]
+Axis = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,15}$")] | Annotated[int, Field(ge=0, le=limits.SIZE)]
 DType = Literal["float32", "float16", "int64", "int32", "bool"]
 Storage = Literal["float32", "float16", "bfloat16"]
 
@@ -40,14 +56,14 @@ class Value(Shape):
 
     name: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")
     dtype: DType
-    axes: tuple[str | int, ...]
+    axes: Annotated[tuple[Axis, ...], Field(max_length=limits.RANK)]
 
 
 class GraphEntry(Shape):
     """One graph: its file, the weight files it points into, and its signature."""
 
-    file: FileName
-    weights: tuple[FileName, ...]
+    file: GraphFile
+    weights: tuple[WeightFile, ...]
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
     state: tuple[StateTensor, ...] = ()
@@ -63,6 +79,12 @@ class GraphEntry(Shape):
                     raise ValueError(f"state tensor {s.name} has no matching input and output")
         if len(ins) != len(self.inputs) or len(outs) != len(self.outputs):
             raise ValueError("an input or output name appears twice")
+        if len({s.name for s in self.state}) != len(self.state):
+            raise ValueError("a state tensor appears twice")
+        if any(size < 1 for s in self.state for size in s.shape):
+            raise ValueError("a state tensor has a size below 1")
+        if state_bytes(self.state) > limits.STATE_BYTES:
+            raise ValueError(f"the state of one row takes more than {limits.STATE_BYTES} bytes")
         return self
 
 
@@ -82,6 +104,18 @@ class Windows(Shape):
     prefix_tokens: PositiveInt = 75
     buckets: tuple[PositiveInt, ...] = (50, 100, 200, 400, 750)
 
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.window_tokens > limits.WINDOW_TOKENS:
+            raise ValueError(f"window_tokens is more than {limits.WINDOW_TOKENS}")
+        if self.overlap_tokens >= self.window_tokens:
+            raise ValueError("overlap_tokens is not below window_tokens")
+        if list(self.buckets) != sorted(set(self.buckets)) or self.window_tokens != max(
+            self.buckets, default=0
+        ):
+            raise ValueError("buckets do not grow up to window_tokens")
+        return self
+
 
 class LMPart(Shape):
     """The language model and the limits its sampler and watchdog keep."""
@@ -89,7 +123,7 @@ class LMPart(Shape):
     shape: LMShape
     storage: Storage
     k_max: PositiveInt
-    lru_limit: PositiveFloat
+    lru_limit: Annotated[PositiveFloat, Field(allow_inf_nan=False)]
 
 
 class TokenizerPart(Shape):
@@ -118,27 +152,29 @@ class Manifest(Shape):
 
     format: Literal["speechssm-bundle"] = FORMAT
     version: Literal[1] = VERSION
-    name: str
-    about: str
+    name: Text
+    about: Text
     seeded: bool
     """True when the weights are random: such a bundle makes noise, not speech."""
-    exporter: str
-    opset: int
+    exporter: Text
+    opset: PositiveInt
     rates: Rates = Rates()
     windows: Windows = Windows()
     lm: LMPart
     tokenizer: TokenizerPart | None = None
     acoustic: AcousticPart | None = None
     codec: CodecPart | None = None
-    graphs: dict[str, GraphEntry]
+    graphs: dict[GraphName, GraphEntry]
     files: dict[FileName, FileEntry]
-    licences: tuple[str, ...] = ()
+    licences: tuple[Text, ...] = ()
     parity: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if len(self.files) > limits.FILES:
-            raise ValueError(f"more than {limits.FILES} files")
+        if len(self.files) > limits.FILES or len(self.graphs) > limits.FILES:
+            raise ValueError(f"more than {limits.FILES} files or graphs")
+        for part in (self.lm, self.tokenizer, self.acoustic, self.codec):
+            _check_sizes(part)
         for name, graph in self.graphs.items():
             for file in (graph.file, *graph.weights):
                 if file not in self.files:
@@ -171,6 +207,16 @@ class Manifest(Shape):
         return bool(self.tokenizer and self.acoustic and self.codec)
 
 
+def _check_sizes(part: LMPart | TokenizerPart | AcousticPart | CodecPart | None) -> None:
+    for name, value in part.shape if part else ():
+        if isinstance(value, int) and value > limits.SIZE:
+            raise ValueError(f"{name} is {value}, more than {limits.SIZE}")
+
+
+def _by_name(state: tuple[StateTensor, ...]) -> dict[str, StateTensor]:
+    return {s.name: s for s in state}
+
+
 def is_plain(name: str) -> bool:
     """True when ``name`` is a file name that cannot leave its folder."""
-    return bool(PLAIN_NAME.match(name)) and len(PurePosixPath(name).parts) == 1
+    return bool(PLAIN_NAME.fullmatch(name)) and len(PurePosixPath(name).parts) == 1

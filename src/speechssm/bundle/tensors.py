@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import stat
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,13 @@ ITEM_BYTES = {
     "BOOL": 1,
 }
 """Bytes of one element by safetensors type name."""
+
+
+BLOCK_BYTES = 1 << 20
+"""Bytes of weights in memory at a time; a whole number of elements of every type."""
+_FLOATS: dict[str, np.dtype[np.floating]] = {"F64": np.dtype("<f8"), "F32": np.dtype("<f4")}
+# numpy has no bfloat16, and looks at float16 ten times more slowly than at its bits.
+_EXPONENTS = {"F16": (np.dtype("<u2"), 0x7C00), "BF16": (np.dtype("<u2"), 0x7F80)}
 
 
 @dataclass(frozen=True)
@@ -63,7 +71,12 @@ def read_header_and_metadata(
 ) -> tuple[dict[str, TensorEntry], dict[str, str]]:
     """As :func:`read_header`, with the file's string metadata."""
     try:
-        size = path.stat().st_size
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise BundleError(f"{path} is not a file: give the path of a safetensors file")
+        size = status.st_size
+        if size > largest_bytes:
+            raise BundleError(f"{path.name} has {size} bytes, more than the limit of {largest_bytes}")
         with path.open("rb") as file:
             prefix = file.read(8)
             if len(prefix) < 8:
@@ -75,10 +88,8 @@ def read_header_and_metadata(
                     f"{size} and the limit is {limits.TENSOR_HEADER_BYTES}"
                 )
             raw = file.read(length)
-    except OSError as error:
-        raise BundleError(f"cannot read {path}: {error.strerror or error}") from error
-    if size > largest_bytes:
-        raise BundleError(f"{path.name} has {size} bytes, more than the limit of {largest_bytes}")
+    except (OSError, ValueError) as error:
+        raise BundleError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
     return _parse_header(path.name, raw, data_start=8 + length, size=size)
 
 
@@ -110,18 +121,17 @@ def _parse_header(
 
 
 def _entry(name: str, key: str, value: Any, data_start: int) -> TensorEntry:
-    try:
-        dtype, shape, (start, end) = value["dtype"], value["shape"], value["data_offsets"]
-        sizes_are_whole = all(type(n) is int and n >= 0 for n in (*shape, start, end))
-    except (TypeError, KeyError, ValueError) as error:
-        raise BundleError(f"{name}: tensor {key} has no dtype, shape or data_offsets") from error
-    if (
-        dtype not in ITEM_BYTES
-        or not sizes_are_whole
-        or len(shape) > limits.RANK
-        or set(value) != {"dtype", "shape", "data_offsets"}
-    ):
-        raise BundleError(f"{name}: tensor {key} has an unknown type or a malformed shape")
+    if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
+        raise BundleError(f"{name}: tensor {key} is not described by dtype, shape and data_offsets alone")
+    dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    lists = isinstance(shape, list) and isinstance(offsets, list)
+    if not lists or len(shape) > limits.RANK or len(offsets) != 2:
+        raise BundleError(f"{name}: tensor {key} needs a shape of at most {limits.RANK} axes and two offsets")
+    if not all(type(n) is int and 0 <= n < 1 << 62 for n in (*shape, *offsets)):
+        raise BundleError(f"{name}: tensor {key} has a size or offset that is not a whole number")
+    if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
+        raise BundleError(f"{name}: tensor {key} has an element type that is not read here")
+    start, end = offsets
     if end - start != math.prod(shape) * ITEM_BYTES[dtype]:
         raise BundleError(f"{name}: tensor {key} of shape {shape} cannot have {end - start} bytes")
     return TensorEntry(dtype, tuple(shape), data_start + start, end - start)
@@ -132,6 +142,36 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(table) != len(pairs):
         raise ValueError("a name appears twice")
     return table
+
+
+def read_blocks(path: Path, entries: Mapping[str, TensorEntry]) -> Iterator[tuple[str, str, bytes]]:
+    """A whole safetensors file in order and in bounded memory: tensor name, type name, bytes.
+
+    The header comes first, under the name "". Raises BundleError when the file ends early.
+    """
+    inside = sorted((e.offset, name) for name, e in entries.items() if e.length)
+    start = inside[0][0] if inside else path.stat().st_size
+    with path.open("rb") as file:
+        yield "", "U8", file.read(start)
+        for offset, name in inside:
+            entry = entries[name]
+            for done in range(0, entry.length, BLOCK_BYTES):
+                block = file.read(min(BLOCK_BYTES, entry.length - done))
+                if len(block) < min(BLOCK_BYTES, entry.length - done):
+                    raise BundleError(
+                        f"{path.name} ended at byte {offset + done + len(block)}: it was changed just now"
+                    )
+                yield name, entry.dtype, block
+
+
+def finite(block: bytes, dtype: str) -> bool:
+    """Whether every float of a block is a number; integers always are."""
+    if dtype in _EXPONENTS:
+        kind, exponent = _EXPONENTS[dtype]
+        # An exponent of all ones is an infinity or NaN.
+        bits = np.frombuffer(block, kind) & exponent
+        return bool(bits.max(initial=0) < exponent)
+    return dtype not in _FLOATS or bool(np.isfinite(np.frombuffer(block, _FLOATS[dtype])).all())
 
 
 def layout(
