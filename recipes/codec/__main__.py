@@ -9,10 +9,12 @@ from typing import Annotated
 import torch
 import typer
 
+from .. import places
 from . import evaluate as evaluation
 from . import figure as drawing
 from . import pack as packing
 from . import train as training
+from . import words as judged_words
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
 Data = Annotated[Path, typer.Option(help="The data folder (kathleen, librispeech, stories_speech).")]
@@ -58,6 +60,13 @@ def evaluate(data: Data, folder: Folder = None, most: int = 1000, threads: int =
     """Print the table of held-out figures for the best weights."""
     torch.set_num_threads(threads)
     evaluation.run(data, folder, most)
+
+
+@app.command()
+def words(folder: Folder = None) -> None:
+    """Print word errors of the transcripts that ``recipes/codec/words.py`` made."""
+    rates = judged_words.run((folder or places.cache("codec")) / "heldout")
+    print(" ".join(f"{kind} {rate:.2f} %" for kind, rate in rates.items()))
 
 
 @app.command()

@@ -6,12 +6,13 @@ import time
 from pathlib import Path
 
 import numpy as np
+import soundfile
 import torch
 
 from speechssm.axes import SAMPLE_RATE_HZ
 
 from .. import data, places, splits
-from .judge import mean, resynthesize, score, scorers, whole_frames
+from .judge import Samples, mean, resynthesize, score, scorers, whole_frames
 from .train import load_best
 
 BARS = {"pesq_wb": 2.3, "stoi": 0.90}
@@ -27,6 +28,7 @@ def run(root: Path, folder: Path | None = None, most: int = 1000) -> dict[str, d
     held_out = splits.testing(data.recordings(root))
     rows: dict[str, dict[str, float]] = {}
     used: dict[str, list[np.ndarray]] = {}
+    texts: dict[str, str] = {}
     for corpus in CORPORA:
         figures = []
         began, seconds = 0.0, 0.0
@@ -37,6 +39,9 @@ def run(root: Path, folder: Path | None = None, most: int = 1000) -> dict[str, d
             made = resynthesize(model, audio)
             began, seconds = began + time.perf_counter() - tick, seconds + len(audio) / SAMPLE_RATE_HZ
             figures.append(score(audio, made))
+            if recording.text is not None and corpus == "kathleen":
+                _keep(folder / "heldout", recording.stem, audio, made)
+                texts[recording.stem] = recording.text
             with torch.no_grad():
                 used.setdefault(corpus, []).append(model.encode(torch.from_numpy(audio)[None])[0].numpy())
         rows[corpus] = {**mean(figures), "files": float(len(figures)), "rtf": began / seconds}
@@ -52,7 +57,16 @@ def run(root: Path, folder: Path | None = None, most: int = 1000) -> dict[str, d
             verdict = "met" if rows["mean"][name] >= bar else "missed"
             print(f"{name} {rows['mean'][name]:.3f}, bar {bar}: {verdict}")
     places.write_json(folder / "evaluation.json", rows)
+    places.write_json(folder / "heldout" / "texts.json", texts)
     return rows
+
+
+def _keep(folder: Path, stem: str, real: Samples, made: Samples) -> None:
+    """Write a pair as FLAC, for the word judge and for listening."""
+    for kind, audio in (("real", real), ("made", made)):
+        path = folder / kind / f"{stem}.flac"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, np.clip(audio, -1.0, 1.0), SAMPLE_RATE_HZ)
 
 
 def entropy(level: np.ndarray, codes: int) -> float:
