@@ -112,14 +112,15 @@ class Crops:
         corpora = np.array([corpus for corpus, _, _ in self.speakers])
         original = np.array([speed == 1.0 for _, _, speed in self.speakers])
         long = self.lengths >= self.shape.prompt_tokens + length
-        chances = np.zeros(len(self.speakers))
+        chances: NDArray[np.float64] = np.zeros(len(self.speakers))
         for corpus, share in self.mixture.shares.items():
             for speed, part in ((original, self.mixture.original), (~original, 1 - self.mixture.original)):
                 some = (corpora == corpus) & speed & long
                 chances += share * part * some / max(1, some.sum())
         if not chances.any():
             raise ValueError(f"no prepared speaker has {self.shape.prompt_tokens + length} tokens")
-        return chances / chances.sum()
+        chances /= chances.sum()
+        return chances
 
     def place(
         self, rng: np.random.Generator, speakers: NDArray[np.int64], length: int
