@@ -22,7 +22,7 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 
-from speechssm.axes import SAMPLE_RATE_HZ, TOKEN_SAMPLES
+from speechssm.axes import SAMPLE_RATE_HZ
 from speechssm.bundle.shapes import TokenizerShape
 from speechssm.export.graphs.tokenizer import build_tokenizer, tokenizer_weights
 from speechssm.export.models.tokenizer import Tokenizer
@@ -30,6 +30,7 @@ from speechssm.export.models.tokenizer import Tokenizer
 from . import data, places, splits, units
 from .inline import inline
 from .teachers import align, kokoro
+from .tokenize import tokenize
 
 WINDOW_SAMPLES = 30 * SAMPLE_RATE_HZ
 BARS = {"pnmi": 0.60, "spread": 0.55, "spread_goal": 0.45, "rtf": 0.006}
@@ -44,19 +45,8 @@ def session(model: Tokenizer, threads: int = 2) -> onnxruntime.InferenceSession:
 
 
 def tokens(graph: onnxruntime.InferenceSession, audio: NDArray[np.int16]) -> NDArray[np.int64]:
-    """Tokens (t) of a recording (n) int16; windows of 30 s side by side, the last padded from the start."""
-    heard = audio.astype(np.float32) / 32768.0
-    parts = []
-    for start in range(0, len(heard), WINDOW_SAMPLES):
-        window = heard[start : start + WINDOW_SAMPLES]
-        missing = WINDOW_SAMPLES - len(window)
-        if missing:
-            # From a whole token on, so that the padding starts where a token does.
-            whole = -(-len(window) // TOKEN_SAMPLES) * TOKEN_SAMPLES
-            window = np.resize(np.pad(window, (0, whole - len(window))), WINDOW_SAMPLES)
-        parts.append(graph.run(["tokens"], {"audio": window[None]})[0][0])
-    found: NDArray[np.int64] = np.concatenate(parts)[: -(-len(heard) // TOKEN_SAMPLES)]
-    return found
+    """Tokens (t) of a recording (n) int16, as the runtime makes them."""
+    return tokenize(graph, audio.astype(np.float32) / 32768.0)
 
 
 def phone_information(

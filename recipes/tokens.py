@@ -16,16 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from speechssm.axes import SAMPLE_RATE_HZ, TOKEN_RATE_HZ, TOKEN_SAMPLES
+from speechssm.axes import SAMPLE_RATE_HZ, TOKEN_RATE_HZ
 from speechssm.bundle.shapes import TokenizerShape
 
 from . import data, judge_tokenizer, places, splits, texts, voices
+from .tokenize import tokenize
 
-WINDOW, OVERLAP = 750, 100
 STRETCH_WORDS = 600
 """About four minutes."""
 PIECE_WORDS = 60
@@ -42,28 +41,6 @@ class Stretch:
     text: str
     stretch: float
     held_out: bool
-
-
-def tokenize(graph: onnxruntime.InferenceSession, audio: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Tokens (t), t = ceil(n/640), of audio (n): windows joined at the middle of their overlap.
-
-    The last window is padded with audio from the start of the recording (paper section 3.4).
-    """
-    t = -(-len(audio) // TOKEN_SAMPLES)
-    hop = WINDOW - OVERLAP
-    count = max(1, -(-(t - WINDOW) // hop) + 1)
-    audio = np.pad(audio, (0, t * TOKEN_SAMPLES - len(audio)))
-    needed = ((count - 1) * hop + WINDOW) * TOKEN_SAMPLES
-    padded = np.resize(audio, needed)
-    parts = []
-    for i in range(count):
-        start = i * hop * TOKEN_SAMPLES
-        found = graph.run(["tokens"], {"audio": padded[None, start : start + WINDOW * TOKEN_SAMPLES]})[0][0]
-        low = OVERLAP // 2 if i else 0
-        high = WINDOW - OVERLAP // 2 if i + 1 < count else WINDOW
-        parts.append(found[low:high])
-    joined: NDArray[np.int64] = np.concatenate(parts)[:t]
-    return joined
 
 
 def stretches(root: Path, *, held_out: bool) -> list[Stretch]:
