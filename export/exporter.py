@@ -22,10 +22,11 @@ from speechssm.bundle.manifest import (
     TokenizerPart,
     Windows,
 )
-from speechssm.bundle.shapes import LMShape
+from speechssm.bundle.shapes import AcousticShape, CodecShape, LMShape, TokenizerShape
 from speechssm.errors import ExportError
 
 from .card import CARD, model_card
+from .checkpoints.read import Source, read_checkpoint
 from .checkpoints.seeded import seeded_griffin
 from .graphs.builder import OPSET
 from .graphs.lm_weights import griffin_weights, model_parameters
@@ -47,9 +48,6 @@ _PART_ENTRIES: dict[str, Any] = {"tokenizer": TokenizerPart, "acoustic": Acousti
 
 PARITY, PARITY_PAGE = "parity.json", "parity.html"
 """The parity report's files, beside the manifest and listed in it."""
-
-Source = torch.nn.Module | Mapping[str, np.ndarray]
-"""A part's weights: its reference model or, for the language model, parameters by name."""
 
 
 def export_preset(
@@ -82,6 +80,54 @@ def export_preset(
         about=f"{preset.about}; random weights of seed {seed}",
         seeded=True,
         storage=storage,
+        overwrite=overwrite,
+        rollout=rollout,
+        threads=threads,
+    )
+
+
+def export_checkpoint(
+    path: Path,
+    target: Path,
+    *,
+    parts: Mapping[str, Path] | None = None,
+    rope: Literal["half", "none"] | None = None,
+    window: int | None = None,
+    speech_vocab: int | None = None,
+    seed: int = 0,
+    name: str | None = None,
+    licences: tuple[str, ...] = (),
+    storage: Storage = "float32",
+    overwrite: bool = False,
+    rollout: int | None = None,
+    threads: int = 0,
+) -> Manifest:
+    """Write a bundle of the checkpoint at ``path``; weights pass through memory one layer at a time.
+
+    ``parts`` adds or replaces the tokenizer, acoustic stage and codec from checkpoints of their own.
+    ``rope``, ``window``, ``speech_vocab`` and ``seed`` are those of
+    :func:`speechssm.export.checkpoints.read.read_checkpoint`.
+
+    Raises ExportError when a checkpoint is damaged, incomplete or not understood, when parts do not fit
+    together, or as :func:`export_models` does.
+    """
+    found = read_checkpoint(path, rope=rope, window=window, speech_vocab=speech_vocab, seed=seed)
+    shapes, sources = dict(found.shapes), dict(found.sources)
+    licences = (*found.licences, *licences)
+    for part, where in (parts or {}).items():
+        other = read_checkpoint(where)
+        if part not in other.shapes:
+            raise ExportError(f"{where} holds {', '.join(other.shapes)}: expected the part {part}")
+        shapes[part], sources[part] = other.shapes[part], other.sources[part]
+        licences += tuple(line for line in other.licences if line not in licences)
+    return export_models(
+        name or found.name,
+        shapes,
+        sources,
+        target,
+        about=found.about,
+        storage=storage,
+        licences=licences,
         overwrite=overwrite,
         rollout=rollout,
         threads=threads,
@@ -123,6 +169,7 @@ def export_models(
     lm = shapes.get("lm")
     if not isinstance(lm, LMShape):
         raise ExportError("a bundle needs a language model: give at least the part 'lm'")
+    _check_together(shapes)
     source = models["lm"]
     parameters = model_parameters(source) if isinstance(source, Griffin) else source
     assert isinstance(parameters, Mapping)
@@ -184,6 +231,27 @@ def export_models(
         return write_manifest(folder, manifest)
 
 
+def _check_together(shapes: Mapping[str, AnyShape]) -> None:
+    """The manifest would refuse these too, but only after the weights were written."""
+    vocabularies = {
+        p: s.vocab for p, s in shapes.items() if isinstance(s, LMShape | TokenizerShape | AcousticShape)
+    }
+    if len(shapes) == len(PARTS) and len(set(vocabularies.values())) > 1:
+        raise ExportError(
+            "the parts have different vocabularies: "
+            + ", ".join(f"{part} {size}" for part, size in vocabularies.items())
+            + "; they have to be trained on the same tokens"
+        )
+    acoustic, codec = shapes.get("acoustic"), shapes.get("codec")
+    if isinstance(acoustic, AcousticShape) and isinstance(codec, CodecShape):
+        mine, theirs = (acoustic.levels, acoustic.codes), (codec.levels, codec.codes)
+        if mine != theirs:
+            raise ExportError(
+                f"the acoustic stage makes {mine[0]} levels of {mine[1]} codes, the codec reads {theirs[0]} of "
+                f"{theirs[1]}: they have to be trained together"
+            )
+
+
 def _keep_report(parity: Parity, folder: Path, target: Path, name: str) -> None:
     """Write the report into the bundle, or beside it where the bundle is refused."""
     text, html = json.dumps({"bundle": name, **parity.report}, indent=1) + "\n", page(name, parity.report)
@@ -201,4 +269,12 @@ def _keep_report(parity: Parity, folder: Path, target: Path, name: str) -> None:
     )
 
 
-__all__ = ["PARITY", "PARITY_PAGE", "export_models", "export_preset", "part_file", "preset_shapes"]
+__all__ = [
+    "PARITY",
+    "PARITY_PAGE",
+    "export_checkpoint",
+    "export_models",
+    "export_preset",
+    "part_file",
+    "preset_shapes",
+]

@@ -1,60 +1,123 @@
-"""Google DeepMind's RecurrentGemma layout (PyTorch names) to this project's training layout."""
+"""Google DeepMind's RecurrentGemma layout (PyTorch names), whose shape is read off its tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 
-from speechssm.bundle.shapes import LMShape
+from speechssm.bundle.shapes import Block, LMShape
 from speechssm.errors import ExportError
 
-Array = npt.NDArray[np.float32]
+from ..lazy import LazyArrays
+from .layout import Layout, Take, Tensors, parameter_shapes, shape_of, take_all
+
+WINDOW = 2048
+"""Window of every released model; the tensors do not tell it."""
+EMBEDDING = "embedder.input_embedding"
 
 
-def griffin_parameters(tensors: Mapping[str, Array], shape: LMShape) -> dict[str, Array]:
-    """Parameters of :class:`speechssm.export.models.griffin.Griffin` from DeepMind's names.
+def shape_from_tensors(tensors: Tensors, window: int = WINDOW) -> LMShape:
+    """The shape that the tensors imply. Raises ExportError naming the tensor that is missing."""
 
-    Raises ExportError naming the tensor that is missing or left over.
-    """
-    left = dict(tensors)
-
-    def take(name: str) -> Array:
-        if name not in left:
+    def size(name: str, rank: int) -> tuple[int, ...]:
+        if name not in tensors:
             raise ExportError(f"the checkpoint has no tensor {name}: it is incomplete or of another layout")
-        return left.pop(name)
+        found = shape_of(tensors, name)
+        if len(found) != rank:
+            raise ExportError(f"tensor {name} has shape {list(found)}, expected {rank} dimensions")
+        return found
 
-    out = {"embed": take("embedder.input_embedding")}
+    vocab, width = size(EMBEDDING, 2)
+    numbers = {int(m[1]) for name in tensors if (m := re.match(r"blocks\.(\d+)\.", name))}
+    if not numbers:
+        raise ExportError("the checkpoint has no tensor blocks.0.temporal_pre_norm.scale: it has no layers")
+    blocks: list[Block] = []
+    for i in range(max(numbers) + 1):
+        attends = f"blocks.{i}.attention_block.proj_q.weight" in tensors
+        blocks.append("attention" if attends else "recurrent")
+    if "recurrent" not in blocks:
+        raise ExportError("the checkpoint has no recurrent_block: it is not a Griffin")
+    heads = size(f"blocks.{blocks.index('recurrent')}.recurrent_block.rg_lru.input_gate.w", 3)[0]
+    lru_width = size(f"blocks.{blocks.index('recurrent')}.recurrent_block.linear_x.weight", 2)[0]
+    head_dim = width // heads
+    if "attention" in blocks:
+        head_dim = size(f"blocks.{blocks.index('attention')}.attention_block.proj_k.weight", 2)[0]
+    return LMShape(
+        vocab=vocab,
+        width=width,
+        lru_width=lru_width,
+        heads=heads,
+        kv_heads=1,
+        head_dim=head_dim,
+        window=window,
+        mlp_width=size("blocks.0.mlp_block.ffw_up.w", 3)[2],
+        blocks=tuple(blocks),
+    )
+
+
+def layout(shape: LMShape) -> Layout:
+    """Where each parameter lies."""
+    shapes = parameter_shapes(shape)
+    out: dict[str, Take] = {}
+
+    def same(ours: str, theirs: str) -> None:
+        out[ours] = Take(theirs, shapes[ours])
+
+    same("embed", EMBEDDING)
     for i, block in enumerate(shape.blocks):
         ours, theirs = f"layers.{i}", f"blocks.{i}"
-        out[f"{ours}.temporal_norm.scale"] = take(f"{theirs}.temporal_pre_norm.scale")
-        out[f"{ours}.channel_norm.scale"] = take(f"{theirs}.channel_pre_norm.scale")
+        for norm in ("temporal", "channel"):
+            same(f"{ours}.{norm}_norm.scale", f"{theirs}.{norm}_pre_norm.scale")
         if block == "recurrent":
-            _recurrent(out, take, f"{ours}.temporal", f"{theirs}.recurrent_block")
+            _recurrent(same, f"{ours}.temporal", f"{theirs}.recurrent_block")
         else:
             for a, b in (("q", "proj_q"), ("k", "proj_k"), ("v", "proj_v"), ("out", "proj_final")):
-                out[f"{ours}.temporal.{a}.weight"] = take(f"{theirs}.attention_block.{b}.weight")
-            out[f"{ours}.temporal.out.bias"] = take(f"{theirs}.attention_block.proj_final.bias")
-        weight, bias = take(f"{theirs}.mlp_block.ffw_up.w"), take(f"{theirs}.mlp_block.ffw_up.b")
-        for j, part in enumerate(("gate", "up")):
-            out[f"{ours}.mlp.{part}.weight"] = np.ascontiguousarray(weight[j].T)
-            out[f"{ours}.mlp.{part}.bias"] = bias[j].reshape(-1)
-        out[f"{ours}.mlp.down.weight"] = take(f"{theirs}.mlp_block.ffw_down.weight")
-        out[f"{ours}.mlp.down.bias"] = take(f"{theirs}.mlp_block.ffw_down.bias")
-    out["final_norm.scale"] = take("final_norm.scale")
-    if left:
-        raise ExportError(f"the checkpoint has a tensor {sorted(left)[0]} that this layout does not know")
+                same(f"{ours}.temporal.{a}.weight", f"{theirs}.attention_block.{b}.weight")
+            same(f"{ours}.temporal.out.bias", f"{theirs}.attention_block.proj_final.bias")
+        d, m = shape.width, shape.mlp_width
+        for part, convert, flat in (("gate", _gate, _gate_bias), ("up", _up, _up_bias)):
+            out[f"{ours}.mlp.{part}.weight"] = Take(f"{theirs}.mlp_block.ffw_up.w", (2, d, m), convert)
+            out[f"{ours}.mlp.{part}.bias"] = Take(f"{theirs}.mlp_block.ffw_up.b", (2, 1, 1, m), flat)
+        for kind in ("weight", "bias"):
+            same(f"{ours}.mlp.down.{kind}", f"{theirs}.mlp_block.ffw_down.{kind}")
+    same("final_norm.scale", "final_norm.scale")
     return out
 
 
-def _recurrent(out: dict[str, Array], take: Callable[[str], Array], ours: str, theirs: str) -> None:
+def griffin_parameters(tensors: Tensors, shape: LMShape) -> LazyArrays:
+    """Parameters of :class:`speechssm.export.models.griffin.Griffin` from DeepMind's names.
+
+    Raises ExportError naming the tensor that is missing, left over or of another shape.
+    """
+    return take_all(tensors, layout(shape))
+
+
+def _recurrent(same: Callable[[str, str], None], ours: str, theirs: str) -> None:
     for part in ("linear_x", "linear_y", "linear_out"):
-        out[f"{ours}.{part}.weight"] = take(f"{theirs}.{part}.weight")
-        out[f"{ours}.{part}.bias"] = take(f"{theirs}.{part}.bias")
-    out[f"{ours}.conv_weight"] = take(f"{theirs}.conv_1d.w")
-    out[f"{ours}.conv_bias"] = take(f"{theirs}.conv_1d.b")
-    out[f"{ours}.lru.decay"] = take(f"{theirs}.rg_lru.a_param")
+        for kind in ("weight", "bias"):
+            same(f"{ours}.{part}.{kind}", f"{theirs}.{part}.{kind}")
+    same(f"{ours}.conv_weight", f"{theirs}.conv_1d.w")
+    same(f"{ours}.conv_bias", f"{theirs}.conv_1d.b")
+    same(f"{ours}.lru.decay", f"{theirs}.rg_lru.a_param")
     for a, b in (("input_gate", "input_gate"), ("recurrence_gate", "a_gate")):
-        out[f"{ours}.lru.{a}.weight"] = take(f"{theirs}.rg_lru.{b}.w")
-        out[f"{ours}.lru.{a}.bias"] = take(f"{theirs}.rg_lru.{b}.b")
+        same(f"{ours}.lru.{a}.weight", f"{theirs}.rg_lru.{b}.w")
+        same(f"{ours}.lru.{a}.bias", f"{theirs}.rg_lru.{b}.b")
+
+
+def _gate(weight: np.ndarray) -> np.ndarray:
+    """(2,d,m) -> (m,d): the first half gates."""
+    return np.ascontiguousarray(weight[0].T)
+
+
+def _up(weight: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(weight[1].T)
+
+
+def _gate_bias(bias: np.ndarray) -> np.ndarray:
+    return bias[0].reshape(-1)
+
+
+def _up_bias(bias: np.ndarray) -> np.ndarray:
+    return bias[1].reshape(-1)

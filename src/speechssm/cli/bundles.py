@@ -21,29 +21,91 @@ class Storage(StrEnum):
     BFLOAT16 = "bfloat16"
 
 
+class Rope(StrEnum):
+    """Rotary embedding of the attention layers."""
+
+    HALF = "half"
+    NONE = "none"
+
+
+_Part = Annotated[Path | None, typer.Option(help="Checkpoint of this part, beside or instead of CKPT's.")]
+
+
 def export(
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder to make.")],
-    preset: Annotated[str, typer.Option(help="tiny, demo, 2b or 9b.")] = "tiny",
-    seed: Annotated[int, typer.Option(help="Seed of the random weights.")] = 0,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[CKPT]",
+            help="Safetensors file, or folder with one, with shards or with parts. Without it a preset is made.",
+        ),
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(help="tiny, demo, 2b or 9b: seeded random weights (tiny when no CKPT is given)."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of random weights.")] = 0,
     dtype: Annotated[Storage, typer.Option(help="Storage type of the weight matrices.")] = Storage.FLOAT32,
+    tokenizer: _Part = None,
+    acoustic: _Part = None,
+    codec: _Part = None,
+    rope: Annotated[Rope | None, typer.Option(help="Replace the checkpoint's rotary embedding.")] = None,
+    window: Annotated[
+        int | None, typer.Option(help="Replace the checkpoint's attention window, in tokens.")
+    ] = None,
+    speech_vocab: Annotated[
+        int | None,
+        typer.Option(help="Put a fresh embedding of this many speech tokens in place of the text one."),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the bundle; the checkpoint's by default.")] = None,
+    licence: Annotated[list[str] | None, typer.Option(help="Licence to record; may be repeated.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there.")] = False,
     rollout: Annotated[
         int | None,
         typer.Option(help="Steps of the parity report; by default 24 000 up to 50 M parameters, 64 above."),
     ] = None,
 ) -> None:
-    """Write a bundle of a preset's shapes with seeded random weights, and its parity report."""
+    """Write a bundle, and its parity report, of a checkpoint or of a preset with seeded random weights."""
     try:
-        from speechssm.export.exporter import export_preset
+        from speechssm.export.exporter import export_checkpoint, export_preset
     except ImportError as error:
         raise ExportError(
             f"exporting needs torch and onnx ({error.name} is missing): run 'pip install speechssm[export,cpu]'"
         ) from error
-    manifest = export_preset(
-        preset, out, seed=seed, storage=dtype.value, overwrite=overwrite, rollout=rollout
-    )
+    parts = {"tokenizer": tokenizer, "acoustic": acoustic, "codec": codec}
+    given = {part: path for part, path in parts.items() if path is not None}
+    if checkpoint is not None:
+        if preset is not None:
+            raise ExportError(
+                f"both the checkpoint {checkpoint} and the preset {preset} were asked for: give one"
+            )
+        manifest = export_checkpoint(
+            checkpoint,
+            out,
+            parts=given,
+            rope=None if rope is None else rope.value,
+            window=window,
+            speech_vocab=speech_vocab,
+            seed=seed,
+            name=name,
+            licences=tuple(licence or ()),
+            storage=dtype.value,
+            overwrite=overwrite,
+            rollout=rollout,
+        )
+    elif given or rope or window or speech_vocab or name or licence:
+        raise ExportError("this option belongs to a checkpoint: give its path before -o")
+    else:
+        manifest = export_preset(
+            preset or "tiny", out, seed=seed, storage=dtype.value, overwrite=overwrite, rollout=rollout
+        )
     size = sum(entry.size_bytes for entry in manifest.files.values())
     print(f"{out}: bundle {manifest.name}, {len(manifest.graphs)} graphs, {size / 1e6:.1f} MB")
+    parity = manifest.parity
+    print(
+        f"parity over {parity['steps']} steps: states within {parity['largest_state_difference']:.1e}, "
+        f"logits within {parity['logits']:.1e}; report in {out / 'parity.html'}"
+    )
 
 
 def inspect(
