@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from speechssm.axes import FRAME_SAMPLES, TOKEN_SAMPLES
 from speechssm.bundle import limits
 from speechssm.errors import SettingsError, SnapshotError
 
 from .acoustic import AcousticSchedule
 from .session_settings import SessionSettings
 from .settings import SamplerSettings
-from .windows import WindowSettings
+from .windows import WindowSettings, keep_from
 
 SCHEMA = 1
 """Version of the snapshot schema. A reader takes this one and refuses newer ones by number."""
@@ -153,3 +154,29 @@ def check_tail(group: Tensors, levels: int, codes: int) -> None:
         raise SnapshotError(f"the snapshot's pending codes lie outside this model's {codes}")
     if held.dtype != np.float32 or held.ndim != 1:
         raise SnapshotError("the snapshot's pending audio is not float32 samples")
+
+
+def check_together(meta: Meta, groups: Mapping[str, Tensors], windows: WindowSettings) -> None:
+    """Raise SnapshotError unless the parts of a snapshot, each sound alone, are of one moment of a stream.
+
+    Called when the parts were restored, so their own shapes and ranges are known to be right.
+    """
+    lm, tokens, stitch, tail = (groups[name] for name in ("lm", "tokens", "stitch", "tail"))
+    start, made = int(tokens["start"][0]), int(tokens["start"][0]) + len(tokens["tail"])
+    first, sent = (int(token) for token in stitch["place"])
+    waiting = tail["pending"].shape[1] * FRAME_SAMPLES + len(tail["held"])
+    # Steps that an interruption cut short leave tokens that nothing was made of yet.
+    sound = (
+        meta.drawn == meta.tokens == made
+        and made < meta.position
+        and int(lm["position"].max(initial=-1)) == meta.position - 1
+        and sent <= made
+        and start <= keep_from(windows, sent, made)
+        and first <= keep_from(windows, sent, made + 1)
+        and meta.samples + waiting == sent * TOKEN_SAMPLES
+    )
+    if not sound:
+        raise SnapshotError(
+            "the snapshot's parts are not of one moment: it is damaged, or was written by another thread than "
+            "the one that ran the session"
+        )

@@ -163,7 +163,9 @@ class Model:
 
         Raises SnapshotError for a file that is damaged, too new, or of another model.
         """
-        return Session.thaw(self.stages, read_snapshot(Path(path), self.digest))
+        stages = self.stages
+        size = self.session_bytes + state_bytes(stages.codec_schema)
+        return Session.thaw(stages, read_snapshot(Path(path), self.digest, size))
 
     def _start(self, settings: SessionSettings, audio: np.ndarray, other: np.ndarray | None) -> Session:
         opened = time.perf_counter()

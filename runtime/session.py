@@ -3,8 +3,9 @@
     prompt --tokenize--> tokens --prefill--> LM state
     LM steps --> tokens --windows--> acoustic calls --> codes --stitch--> frames --codec--> audio
 
-The session pulls: audio is made when the caller asks for more, and between two pieces everything is in
-the session's fields, so it can be snapshotted, forked or dropped at any of them.
+A session is a :class:`Stream` and the one language-model row that feeds it. It pulls: audio is made when
+the caller asks for more, and between two pieces everything is in fields, so it can be snapshotted, forked
+or dropped at any of them.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -24,20 +25,18 @@ from speechssm.axes import SAMPLE_RATE_HZ, TOKEN_RATE_HZ
 from speechssm.bundle import limits
 from speechssm.errors import SessionFailed, SettingsError
 
-from .acoustic import Voice, WindowRow
+from .acoustic import Voice
 from .clock import SessionStats
-from .codec import SLICE_FRAMES
-from .frozen import Frozen, Tensors, check_tail, flat, grouped, parse_meta, settings_of
-from .lm import LMRows, SavedRow
-from .prompt import check_voice
-from .random import acoustic_uniforms, check_seed
+from .frozen import Frozen
+from .lm import LMRows
+from .random import check_seed
 from .session_settings import SessionSettings
 from .settings import number
 from .snapshot import write_snapshot
 from .stages import Stages
 from .stitch import CodeStitcher
+from .stream import Stream
 from .tokens import TokenBuffer
-from .windows import WindowCall, keep_from, next_call, token_count, tokens_needed
 
 DAY_SECONDS = 86_400.0
 """Longest stream without ``unbounded``."""
@@ -52,31 +51,51 @@ class Session:
     def __init__(
         self, stages: Stages, settings: SessionSettings, voice: Voice, *, opened: float | None = None
     ) -> None:
+        self._start(stages, Stream(stages, settings, voice), opened)
+
+    def _start(self, stages: Stages, output: Stream, opened: float | None) -> None:
         self.stages = stages
-        self.settings = settings
-        self.voice = voice
-        self.stats = SessionStats()
+        self.output = output
         self.lm = LMRows(stages.language_model, 1)
-        self.tokens = TokenBuffer(settings.windows)
-        self.stitcher = CodeStitcher(settings.windows, stages.levels)
-        self.codec = stages.codec_stream()
-        self.pending = np.empty((stages.levels, 0), np.int64)
-        """Codes (q,f) stitched but not yet decoded."""
-        self.held = np.empty(0, np.float32)
-        """Samples decoded but not yet given out."""
-        self.asked = 0
-        """Samples asked for so far; ``resume`` goes on to here."""
-        self.position = 0
-        """LM position: prompt tokens and new ones."""
         self._opened = time.perf_counter() if opened is None else opened
         self._closed = False
+
+    @property
+    def settings(self) -> SessionSettings:
+        """What was chosen when the session was opened."""
+        return self.output.settings
+
+    @property
+    def voice(self) -> Voice:
+        """The speaker prompt."""
+        return self.output.voice
+
+    @property
+    def stats(self) -> SessionStats:
+        """Counts and times so far."""
+        return self.output.stats
+
+    @property
+    def tokens(self) -> TokenBuffer:
+        """Tokens that may still be read."""
+        return self.output.tokens
+
+    @property
+    def stitcher(self) -> CodeStitcher:
+        """Codes that may still be read."""
+        return self.output.stitcher
+
+    @property
+    def position(self) -> int:
+        """LM position: prompt tokens and new ones."""
+        return self.output.position
 
     def read_prompt(self, tokens: np.ndarray) -> None:
         """Feed the prompt's tokens (t) to the language model. Called once, on a new session."""
         self.lm.start(0, int(tokens[0]), self.settings.sampler, self.settings.seed)
         self.lm.prefill(0, tokens[1:].tolist())
         self.lm.active[0] = True
-        self.position = len(tokens)
+        self.output.position = len(tokens)
 
     # audio
 
@@ -89,92 +108,42 @@ class Session:
         Raises SettingsError for seconds that are not positive; SessionFailed, from the iterator, when
         the model's state is no longer usable; EngineError when an engine fails.
         """
-        samples = self._samples(seconds, unbounded)
-        self.asked = self.stats.samples + samples if samples is not None else -1
+        samples = length_in_samples(seconds, unbounded=unbounded)
+        self.output.asked = self.stats.samples + samples if samples is not None else -1
         return self._run()
 
     def resume(self) -> Iterator[np.ndarray]:
         """Go on with an interrupted stream, to the end it was asked for."""
         return self._run()
 
-    def _samples(self, seconds: float, unbounded: bool) -> int | None:
-        if seconds == math.inf and unbounded:
-            return None
-        if not unbounded and isinstance(seconds, int | float) and seconds > DAY_SECONDS:
-            raise SettingsError(
-                f"{seconds:g} seconds is more than 24 h: pass unbounded=True (--unbounded) if that is meant"
-            )
-        longest = limits.POSITION / TOKEN_RATE_HZ
-        samples = round(number("seconds", seconds, 0.0, longest) * SAMPLE_RATE_HZ)
-        if samples < 1:
-            raise SettingsError(f"seconds is {seconds!r}: give a length above zero")
-        return samples
-
     def _run(self) -> Iterator[np.ndarray]:
-        while self.asked < 0 or self.stats.samples < self.asked:
+        while not self.output.done:
             self._check_open()
-            piece = self._next_piece()
-            if self.asked >= 0:
-                left = self.asked - self.stats.samples
-                piece, self.held = piece[:left], piece[left:]
+            if not self.output.has_audio:
+                self._fill()
+            piece = self.output.next_piece()
             if self.stats.first_audio_s is None:
                 self.stats.first_audio_s = time.perf_counter() - self._opened
-            self.stats.samples += len(piece)
             yield piece
 
-    def _next_piece(self) -> np.ndarray:
-        """The next samples, made if need be: at most one slice of the codec."""
-        if len(self.held):
-            piece, self.held = self.held, np.empty(0, np.float32)
-            return piece
-        if not self.pending.shape[1]:
-            self._synthesize(self._next_window())
-        with self.stats.timed("codec"):
-            piece = next(self.codec.decode(self.pending[:, :SLICE_FRAMES]))
-        self.pending = self.pending[:, SLICE_FRAMES:]
-        return piece
-
-    def _next_window(self) -> WindowCall:
-        """Step the language model until the next acoustic call can be made."""
-        windows, emitted = self.settings.windows, self.stitcher.emitted
-        total = None
-        if self.asked >= 0:
-            # Tokens that were made for a longer request are not taken back.
-            total = max(token_count(self.asked), len(self.tokens))
+    def _fill(self) -> None:
+        """Step the language model until the next acoustic call can be made, and make it."""
         with self.stats.timed("lm"):
-            for _ in range(tokens_needed(windows, emitted, total) - len(self.tokens)):
+            for _ in range(self.output.missing()):
                 self._step()
-        call = next_call(windows, emitted, len(self.tokens), total)
-        assert call is not None, "the plan wants tokens beyond those it asked for"
-        return call
+        window = self.output.next_window()
+        assert window is not None, "the plan wants tokens beyond those it asked for"
+        with self.stats.timed("acoustic"):
+            codes = self.stages.decode_window(window.row, self.settings.acoustic)
+        self.output.push_codes(window.call, codes)
 
     def _step(self) -> None:
-        if self.position >= limits.POSITION:
-            raise SessionFailed(
-                f"this session has reached position {limits.POSITION}, where the rotary tables end: open a new one"
-            )
+        self.output.check_position()
         result = self.lm.step()
         if result.failed:
             self._closed = True
             raise SessionFailed(self.lm.reason(0))
-        self.tokens.append(int(result.tokens[0]))
-        self.position += 1
-        self.stats.tokens += 1
-
-    def _synthesize(self, call: WindowCall) -> None:
-        """One acoustic call: codes of the window, cut and laid behind those already pending."""
-        with self.stats.timed("acoustic"):
-            codes, known = self.stitcher.known(call)
-            row = WindowRow(
-                self.voice,
-                self.tokens.read(call),
-                codes[:, : int(known[0].sum())],
-                lambda index, shape: acoustic_uniforms(self.settings.seed, call.start, index, shape),
-            )
-            sent = self.stitcher.push(call, self.stages.decode_window(row, self.settings.acoustic))
-        self.pending = np.concatenate([self.pending, sent], axis=1)
-        self.tokens.drop(keep_from(self.settings.windows, self.stitcher.emitted, len(self.tokens)))
-        self.stats.windows += 1
+        self.output.push_token(int(result.tokens[0]))
 
     # life
 
@@ -183,7 +152,7 @@ class Session:
         self._check_open()
         twin = Session.thaw(self.stages, self.freeze())
         if seed is not None:
-            twin.settings = replace(self.settings, seed=check_seed(seed))
+            twin.output.settings = replace(self.settings, seed=check_seed(seed))
             twin.lm.load(0, replace(twin.lm.save(0), seed=seed))
             twin.lm.active[0] = True
         return twin
@@ -195,50 +164,16 @@ class Session:
 
     def freeze(self) -> Frozen:
         """A copy of the whole session as plain data."""
-        row, settings, stats = self.lm.save(0), self.settings, self.stats
-        groups: dict[str, Tensors] = {
-            "lm": row.state,
-            "tokens": self.tokens.snapshot(),
-            "stitch": self.stitcher.snapshot(),
-            "codec": self.codec.snapshot(),
-            "voice": {"tokens": self.voice.tokens, "codes": self.voice.codes},
-            "tail": {"pending": self.pending.copy(), "held": self.held.copy()},
-        }
-        meta = {
-            "seed": settings.seed,
-            "sampler": asdict(settings.sampler),
-            "windows": asdict(settings.windows),
-            "acoustic": asdict(settings.acoustic),
-            "token": row.token,
-            "drawn": row.drawn,
-            "position": self.position,
-            "asked": self.asked,
-            "samples": stats.samples,
-            "tokens": stats.tokens,
-            "window_calls": stats.windows,
-        }
-        return Frozen(meta, flat(groups))
+        return self.output.freeze(self.lm.save(0))
 
     @classmethod
     def thaw(cls, stages: Stages, frozen: Frozen) -> Session:
         """A session that goes on from ``frozen``. Raises SnapshotError when it does not fit ``stages``."""
-        meta = parse_meta(frozen.meta)
-        groups = grouped(frozen.tensors)
-        settings = settings_of(meta, stages.check)
-        voice = Voice(**groups["voice"])
-        vocab = stages.language_model.vocab
-        check_voice(voice, vocab, stages.levels, stages.codes)
-        check_tail(groups["tail"], stages.levels, stages.codes)
-        session = cls(stages, settings, voice)
-        session.lm.load(0, SavedRow(groups["lm"], meta.token, meta.drawn, meta.seed, settings.sampler))
+        output, row = Stream.thaw(stages, frozen)
+        session = cls.__new__(cls)
+        session._start(stages, output, None)
+        session.lm.load(0, row)
         session.lm.active[0] = True
-        session.tokens.restore(groups["tokens"], vocab)
-        session.stitcher.restore(groups["stitch"])
-        session.codec.restore(groups["codec"])
-        session.pending, session.held = groups["tail"]["pending"], groups["tail"]["held"]
-        session.position, session.asked = meta.position, meta.asked
-        session.stats.samples, session.stats.tokens = meta.samples, meta.tokens
-        session.stats.windows = meta.window_calls
         return session
 
     def close(self) -> None:
@@ -260,4 +195,19 @@ class Session:
         self.close()
 
 
-__all__ = ["DAY_SECONDS", "Session", "SessionSettings"]
+def length_in_samples(seconds: float, *, unbounded: bool) -> int | None:
+    """Samples of ``seconds`` of speech; None for no end. Raises SettingsError for a length that cannot be meant."""
+    if seconds == math.inf and unbounded:
+        return None
+    if not unbounded and isinstance(seconds, int | float) and seconds > DAY_SECONDS:
+        raise SettingsError(
+            f"{seconds:g} seconds is more than 24 h: pass unbounded=True (--unbounded) if that is meant"
+        )
+    longest = limits.POSITION / TOKEN_RATE_HZ
+    samples = round(number("seconds", seconds, 0.0, longest) * SAMPLE_RATE_HZ)
+    if samples < 1:
+        raise SettingsError(f"seconds is {seconds!r}: give a length above zero")
+    return samples
+
+
+__all__ = ["DAY_SECONDS", "Session", "SessionSettings", "length_in_samples"]

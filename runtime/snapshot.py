@@ -48,14 +48,15 @@ def write_snapshot(path: Path, frozen: Frozen, digest: str) -> Path:
     return path
 
 
-def read_snapshot(path: Path, digest: str) -> Frozen:
-    """Read a snapshot of the bundle with ``digest``.
+def read_snapshot(path: Path, digest: str, state_bytes: int = limits.STATE_BYTES) -> Frozen:
+    """Read a snapshot of the bundle with ``digest``, whose sessions carry ``state_bytes`` of state.
 
     Raises SnapshotError when the file is missing, damaged, larger than the limit, of a newer schema, or
     of another bundle. Sizes are checked before anything is allocated.
     """
+    largest = min(limits.SNAPSHOT_BYTES, state_bytes + limits.SNAPSHOT_EXTRA_BYTES)
     try:
-        entries, metadata = tensors.read_header_and_metadata(path, largest_bytes=limits.SNAPSHOT_BYTES)
+        entries, metadata = tensors.read_header_and_metadata(path, largest_bytes=largest)
     except BundleError as error:
         raise SnapshotError(f"cannot restore {path}: {error}") from error
     if metadata.get("format") != FORMAT:

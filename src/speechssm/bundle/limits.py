@@ -44,5 +44,5 @@ POSITION = 1 << 24
 """Largest LM position, in tokens (7.7 days of speech): the rotary tables end here."""
 SNAPSHOT_BYTES = 1 << 32
 """Largest session snapshot (4 GiB)."""
-SNAPSHOT_EXTRA_BYTES = 16 << 20
+SNAPSHOT_EXTRA_BYTES = 64 << 20
 """Most bytes of a snapshot beyond the recurrent state: tokens, codes, audio not yet given out."""
