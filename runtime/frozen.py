@@ -159,9 +159,11 @@ def check_tail(group: Tensors, levels: int, codes: int) -> None:
 def check_together(meta: Meta, groups: Mapping[str, Tensors], windows: WindowSettings) -> None:
     """Raise SnapshotError unless the parts of a snapshot, each sound alone, are of one moment of a stream.
 
-    Called when the parts were restored, so their own shapes and ranges are known to be right.
+    Called when tokens, codes and tail were restored, so their own shapes and ranges are known to be right.
     """
-    lm, tokens, stitch, tail = (groups[name] for name in ("lm", "tokens", "stitch", "tail"))
+    tokens, stitch, tail = (groups[name] for name in ("tokens", "stitch", "tail"))
+    # Whether the row's tensors are the model's is seen when they are loaded.
+    position = groups["lm"].get("position", np.array(meta.position - 1))
     start, made = int(tokens["start"][0]), int(tokens["start"][0]) + len(tokens["tail"])
     first, sent = (int(token) for token in stitch["place"])
     waiting = tail["pending"].shape[1] * FRAME_SAMPLES + len(tail["held"])
@@ -169,7 +171,7 @@ def check_together(meta: Meta, groups: Mapping[str, Tensors], windows: WindowSet
     sound = (
         meta.drawn == meta.tokens == made
         and made < meta.position
-        and int(lm["position"].max(initial=-1)) == meta.position - 1
+        and bool((position == meta.position - 1).all())
         and sent <= made
         and start <= keep_from(windows, sent, made)
         and first <= keep_from(windows, sent, made + 1)
