@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
 import signal
 import sys
 from types import FrameType
@@ -10,7 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import speechssm
-from speechssm.errors import SpeechSSMError
+from speechssm.errors import SpeechSSMError, one_line
 
 from . import bundles, doctor, generate
 
@@ -53,23 +56,49 @@ def _on_sigterm(_signal: int, _frame: FrameType | None) -> NoReturn:
 def main() -> None:
     """Run the command line; an error of ours is one sentence and exit code 1, never a traceback."""
     signal.signal(signal.SIGTERM, _on_sigterm)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file name may be any bytes
     try:
         app(standalone_mode=False)
+        sys.stdout.flush()
     except SpeechSSMError as error:
-        _fail(str(error), 1)
+        _fail(_with_notes(error, str(error)), 1)
     except typer.TyperException as error:
         # No message: the help text was asked for, or shown because there were no arguments.
         if message := error.format_message():
             _fail(f"{message} See 'speechssm --help'.", error.exit_code)
         sys.exit(error.exit_code)
-    except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted", INTERRUPTED)
+    except (KeyboardInterrupt, typer.Abort) as error:
+        _fail(_with_notes(error, "interrupted"), INTERRUPTED)
+    except _Terminated as error:
+        _fail(_with_notes(error, "terminated"), TERMINATED)
     except BrokenPipeError:
         # The reader of our output went away; there is nobody left to tell.
-        sys.stderr.close()
+        _forget_output()
         sys.exit(1)
+    except MemoryError as error:
+        _fail(
+            _with_notes(error, "there is not enough memory: close other programs, or use a smaller bundle"), 1
+        )
+    except OSError as error:
+        # Files are the business of audio, bundles and snapshots; what is left is the terminal.
+        _forget_output()
+        _fail(_with_notes(error, f"cannot go on: {error.strerror or error}"), 1)
+
+
+def _with_notes(error: BaseException, message: str) -> str:
+    """``message``, and what is known about the file that was being written."""
+    return "; ".join([message, *getattr(error, "__notes__", ())])
+
+
+def _forget_output() -> None:
+    """Keep the interpreter from writing once more, at exit, to what can no longer be written to."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    print(f"speechssm: {message}", file=sys.stderr)
+    with contextlib.suppress(OSError):
+        print(f"speechssm: {one_line(message)}", file=sys.stderr)
     sys.exit(code)

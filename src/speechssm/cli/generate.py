@@ -7,11 +7,15 @@ import math
 import resource
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 import speechssm
@@ -66,17 +70,15 @@ def generate(
     # The prompt is read once; read here, it can also be written in front.
     audio = read_audio(prompt)
     started = time.perf_counter()
-    with AudioWriter(out, keep_partial=True) as writer:
-        if with_prompt:
-            writer.write(audio)
+    with _written(out) as writer:
         session = model.open(
             audio, rate_hz=SAMPLE_RATE_HZ, seed=seed, speaker=speaker, temperature=temperature, top_k=top_k,
             top_p=top_p, ramp=ramp, schedule=schedule.value,
         )  # fmt: skip
         with session:
-            _write_all(session, writer, seconds, unbounded)
-            wall = time.perf_counter() - started
-            report = summary(session, wall, folder)
+            _write_all(session, writer, seconds, unbounded, audio if with_prompt else audio[:0])
+    wall = time.perf_counter() - started
+    report = summary(session, wall, folder)
     if as_json:
         print(json.dumps(report))
     else:
@@ -106,12 +108,30 @@ def demo_voice() -> Path:
     return folder
 
 
-def _write_all(session: Session, writer: AudioWriter, seconds: float, unbounded: bool) -> None:
+@contextmanager
+def _written(out: Path) -> Iterator[AudioWriter]:
+    """A writer that keeps what it has when the block is left early, and says so in a note of the error."""
+    writer = AudioWriter(out, keep_partial=True)
+    try:
+        with writer:
+            yield writer
+    except BaseException as error:
+        if writer.close() is not None:
+            error.add_note(f"{out} holds the first {writer.seconds:.1f} s")
+        raise
+
+
+def _write_all(
+    session: Session, writer: AudioWriter, seconds: float, unbounded: bool, prompt: NDArray[np.float32]
+) -> None:
+    """Write the stream; ``prompt`` (n) goes before its first piece, so that a prompt alone is never the result."""
     with tqdm(
         total=round(seconds, 2), unit="s", disable=not sys.stderr.isatty(), leave=False,
         bar_format="{l_bar}{bar}| {n:.0f}/{total:.0f} s [{elapsed}<{remaining}]",
     ) as bar:  # fmt: skip
         for piece in session.stream(seconds, unbounded=unbounded):
+            if not writer.samples:
+                writer.write(prompt)
             writer.write(piece)
             bar.update(len(piece) / SAMPLE_RATE_HZ)
 
