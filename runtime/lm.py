@@ -90,25 +90,33 @@ class LMRows:
         self._block = np.zeros((rows, PREFETCH), np.float32)
         self._block_of = np.full(rows, -1, np.int64)
         self._row_index = np.arange(rows)
-        self._bindings = tuple(self._bind(parity) for parity in range(2))
+        self._bindings: dict[tuple[int, int], Bindings] = {}
+        for parity in range(2):
+            self._bind(rows, parity)
 
-    def _bind(self, parity: int) -> Bindings:
-        inputs: dict[str, Array] = {
-            "token": self._token,
-            "active": self.active,
-            "temperature": self._temperature,
-            "top_k": self._top_k,
-            "top_p": self._top_p,
-            "uniform": self._uniform,
-            **self.state.inputs(parity),
-        }
-        outputs: dict[str, Array] = {
-            "token_out": self._token_out,
-            "logprob": self._logprob,
-            "health": self._health,
-            **self.state.outputs(parity),
-        }
-        return self.lm.step.bind(inputs, outputs)
+    def _bind(self, width: int, parity: int) -> Bindings:
+        """Bindings over the first ``width`` rows; made once, so that a step looks nothing up."""
+        if (width, parity) not in self._bindings:
+            inputs: dict[str, Array] = {
+                "token": self._token,
+                "active": self.active,
+                "temperature": self._temperature,
+                "top_k": self._top_k,
+                "top_p": self._top_p,
+                "uniform": self._uniform,
+                **self.state.inputs(parity),
+            }
+            outputs: dict[str, Array] = {
+                "token_out": self._token_out,
+                "logprob": self._logprob,
+                "health": self._health,
+                **self.state.outputs(parity),
+            }
+            self._bindings[width, parity] = self.lm.step.bind(
+                {name: array[:width] for name, array in inputs.items()},
+                {name: array[:width] for name, array in outputs.items()},
+            )
+        return self._bindings[width, parity]
 
     # streams
 
@@ -117,7 +125,7 @@ class LMRows:
 
         Raises SettingsError for a token outside the vocabulary or a sampler the bundle cannot run.
         """
-        self._check_tokens([token])
+        _check_tokens(self.lm, [token])
         sampler.check_against(self.lm.k_max)
         self.clear(row)
         self._resume(row, token, 0, sampler, seed)
@@ -128,7 +136,7 @@ class LMRows:
         The pending input token goes in first; the last of ``tokens`` becomes the pending one, so that
         sampling always happens in ``lm_step``. Raises SessionFailed when the state stops being finite.
         """
-        self._check_tokens(tokens)
+        _check_tokens(self.lm, tokens)
         stream = [int(self._token[row]), *(int(t) for t in tokens)]
         feed, last = stream[:-1], stream[-1]
         if feed:
@@ -137,17 +145,10 @@ class LMRows:
 
     def _feed(self, row: int, tokens: np.ndarray) -> None:
         """Run ``tokens`` (t) through the chunk graph on a copy of the row, then put the row back."""
-        graph = self.lm.chunk()
-        names = [f"out_{s.name}" for s in self.lm.schema]
-        state = {f"in_{name}": array[None] for name, array in self.state.save(row).items()}
+        state = self.state.save(row)
         for start in range(0, len(tokens), CHUNK_TOKENS):
-            part = np.ascontiguousarray(tokens[None, start : start + CHUNK_TOKENS])
-            lengths = np.array([part.shape[1]], np.int64)
-            health, *new = graph.call({"tokens": part, "lengths": lengths, **state}, ["health", *names])
-            if not self._healthy(float(health[0])):
-                raise SessionFailed(self._reason(row, float(health[0])))
-            state = {f"in_{s.name}": array for s, array in zip(self.lm.schema, new, strict=True)}
-        self.state.load(row, {s.name: state[f"in_{s.name}"][0] for s in self.lm.schema})
+            state = feed(self.lm, state, tokens[start : start + CHUNK_TOKENS], row)
+        self.state.load(row, state)
 
     def clear(self, row: int) -> None:
         """Forget a row: zero state, not active (S4)."""
@@ -196,14 +197,20 @@ class LMRows:
 
     # stepping
 
-    def step(self) -> StepResult:
-        """Advance every active row by one token. Raises EngineError when the engine itself fails."""
+    def step(self, width: int | None = None) -> StepResult:
+        """Advance every active row by one token. Raises EngineError when the engine itself fails.
+
+        ``width`` runs the first rows only, which costs less: a row costs its share whether it is active or
+        not. Rows from ``width`` on must be inactive, and whatever they held is lost.
+        """
+        width = self.rows if width is None else width
+        assert not self.active[width:].any(), "an active row lies outside the step"
         self._draw()
-        self.lm.step.run(self._bindings[self.state.parity])
+        self.lm.step.run(self._bind(width, self.state.parity))
         self.state.flip()
         np.copyto(self._token, self._token_out, where=self.active)
         self._drawn += self.active
-        return StepResult(self._token_out, self._logprob, self._health, self._failed())
+        return StepResult(self._token_out, self._logprob, self._health, self._failed(width))
 
     def _draw(self) -> None:
         """Put each active row's next uniform number in place; one vectorised gather in the common case."""
@@ -215,32 +222,81 @@ class LMRows:
                 self._block_of[row] = block[row]
         self._uniform[:] = self._block[self._row_index, column]
 
-    def _failed(self) -> tuple[int, ...]:
+    def _failed(self, width: int) -> tuple[int, ...]:
         # Written so that NaN, which compares false, counts as a failure.
-        sound = self._health <= self.lm.lru_limit
+        sound = self._health[:width] <= self.lm.lru_limit
         if sound.all():
             return ()
-        return tuple(int(row) for row in np.flatnonzero(self.active & ~sound))
+        return tuple(int(row) for row in np.flatnonzero(self.active[:width] & ~sound))
 
     def reason(self, row: int) -> str:
         """Why ``row`` failed in the last step, as one sentence."""
-        return self._reason(row, float(self._health[row]))
+        return _reason(self.lm, float(self._health[row]), row)
 
-    def _healthy(self, health: float) -> bool:
-        return math.isfinite(health) and health <= self.lm.lru_limit
 
-    def _reason(self, row: int, health: float) -> str:
-        what = (
-            "is no longer finite"
-            if not math.isfinite(health)
-            else f"reached {health:g}, above the limit {self.lm.lru_limit:g}"
-        )
-        return (
-            f"the recurrent state of slot {row} {what}: its session ends here and others go on; "
-            "restore it from a snapshot, or check the bundle with 'speechssm verify'"
-        )
+class Prefill:
+    """A prompt on its way to a row: fed chunk by chunk with no row of its own, so that others step in between.
 
-    def _check_tokens(self, tokens: Iterable[int]) -> None:
-        for token in tokens:
-            if not 0 <= token < self.lm.vocab:
-                raise SettingsError(f"token {token} is outside this model's vocabulary of {self.lm.vocab}")
+    The chunks' lengths do not matter to the result (S1); ``saved`` goes into any row with ``LMRows.load``.
+    Raises SettingsError for a token outside the vocabulary or a sampler the bundle cannot run.
+    """
+
+    def __init__(self, lm: LanguageModel, tokens: Sequence[int], sampler: SamplerSettings, seed: int) -> None:
+        _check_tokens(lm, tokens)
+        sampler.check_against(lm.k_max)
+        self._lm = lm
+        self._tokens = np.asarray(tokens, np.int64)
+        self._sampler = sampler
+        self._seed = seed
+        self._state: RowState = {s.name: np.zeros(s.shape, s.dtype) for s in lm.schema}
+        self._at = 0
+
+    @property
+    def left(self) -> int:
+        """Tokens still to be fed. The prompt's last token is not fed: it is the first step's input."""
+        return len(self._tokens) - 1 - self._at
+
+    def step(self, tokens: int = CHUNK_TOKENS) -> None:
+        """Feed at most ``tokens`` more. Raises SessionFailed when the state stops being finite."""
+        part = self._tokens[self._at : self._at + min(tokens, self.left)]
+        if len(part):
+            self._state = feed(self._lm, self._state, part)
+            self._at += len(part)
+
+    def saved(self) -> SavedRow:
+        """The row once nothing is left."""
+        assert self.left == 0, "the prompt is not read to its end"
+        return SavedRow(self._state, int(self._tokens[-1]), 0, self._seed, self._sampler)
+
+
+def feed(lm: LanguageModel, state: RowState, tokens: np.ndarray, row: int | None = None) -> RowState:
+    """State of one row after ``tokens`` (t), one call of the chunk graph. ``row`` is named if it fails.
+
+    Raises SessionFailed when the state is no longer finite or passes the limit.
+    """
+    inputs: dict[str, Array] = {f"in_{name}": array[None] for name, array in state.items()}
+    inputs["tokens"] = np.ascontiguousarray(tokens[None])
+    inputs["lengths"] = np.array([len(tokens)], np.int64)
+    health, *new = lm.chunk().call(inputs, ["health", *(f"out_{s.name}" for s in lm.schema)])
+    if not float(health[0]) <= lm.lru_limit:  # NaN compares false
+        raise SessionFailed(_reason(lm, float(health[0]), row))
+    return {s.name: array[0] for s, array in zip(lm.schema, new, strict=True)}
+
+
+def _reason(lm: LanguageModel, health: float, row: int | None) -> str:
+    where = "of the prompt" if row is None else f"of slot {row}"
+    what = (
+        "is no longer finite"
+        if not math.isfinite(health)
+        else f"reached {health:g}, above the limit {lm.lru_limit:g}"
+    )
+    return (
+        f"the recurrent state {where} {what}: its session ends here and others go on; "
+        "restore it from a snapshot, or check the bundle with 'speechssm verify'"
+    )
+
+
+def _check_tokens(lm: LanguageModel, tokens: Iterable[int]) -> None:
+    for token in tokens:
+        if not 0 <= token < lm.vocab:
+            raise SettingsError(f"token {token} is outside this model's vocabulary of {lm.vocab}")
