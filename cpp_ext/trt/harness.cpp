@@ -136,14 +136,14 @@ struct Problem {
     }
 };
 
-double worst(const std::vector<float>& got, const std::vector<double>& want) {
-    double largest = 1e-30, error = 0;
-    for (double w : want) largest = std::max(largest, std::fabs(w));
+// Largest error over the range the state travelled: one element may cancel to almost nothing.
+double error_of(const std::vector<float>& got, const std::vector<double>& want, double reach) {
+    double error = 0;
     for (std::size_t i = 0; i < got.size(); ++i) {
         if (!std::isfinite(got[i])) return INFINITY;
         error = std::max(error, std::fabs(got[i] - want[i]));
     }
-    return error / largest;
+    return error / reach;
 }
 
 // The fields of an engine, copied as an engine would hold them: TensorRT keeps bytes, not pointers.
@@ -252,8 +252,11 @@ void run_once(IPluginCreatorV3One* maker, bool scan, bool aliased, bool slots) {
         check(run->enqueue(p.in.data(), p.out.data(), input.data(), outputs, workspace.data(), nullptr) == 0, name + ": ran");
         std::vector<double> want_y, want_state;
         p.reference(&want_y, &want_state);
-        check(worst(y, want_y) <= 5e-7, name + ": y agrees with float64");
-        check(worst(aliased ? state : state_out, want_state) <= 5e-7, name + ": state agrees with float64");
+        double reach = 1e-30;
+        for (const double v : want_y) reach = std::max(reach, std::fabs(v));
+        for (const double v : p.state) reach = std::max(reach, std::fabs(v));
+        check(error_of(y, want_y, reach) <= 1e-6, name + ": y agrees with float64");
+        check(error_of(aliased ? state : state_out, want_state, reach) <= 1e-6, name + ": state agrees with float64");
         auto wrong = p.in;
         wrong[3].dims.d[0] += 1;
         check(run->onShapeChange(wrong.data(), inputs, p.out.data(), 2) != 0, name + ": refuses a decay of another width");

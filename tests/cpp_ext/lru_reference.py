@@ -65,8 +65,28 @@ def random_case(
     }
 
 
-def relative_error(got: np.ndarray, want: np.ndarray) -> float:
-    """Largest error over the largest value: NaN or infinity anywhere is infinitely wrong."""
+NORMWISE = 5e-7
+ELEMENTWISE = 1e-6
+
+
+def errors(got: np.ndarray, want: np.ndarray, *travelled: np.ndarray) -> tuple[float, float]:
+    """Norm-wise error, and the largest error over the range of values; NaN or infinity is infinitely wrong.
+
+    ``travelled`` holds what else the state was on its way: the state before the call and, for a final
+    state, all of y. It counts into both scales, because h = a h + b may cancel to almost nothing, and then
+    no float32 arithmetic has a small error relative to the result alone.
+    """
     if not np.isfinite(got).all():
-        return float("inf")
-    return float(np.abs(got.astype(np.float64) - want).max() / max(np.abs(want).max(), 1e-30))
+        return float("inf"), float("inf")
+    error = np.abs(np.asarray(got, np.float64) - want)
+    values = np.concatenate([np.ravel(np.asarray(v, np.float64)) for v in (want, *travelled)])
+    values = values[np.isfinite(values)]
+    size, reach = np.linalg.norm(values), np.abs(values).max(initial=0)
+    return float(np.linalg.norm(error) / max(size, 1e-30)), float(error.max(initial=0) / max(reach, 1e-30))
+
+
+def assert_close(got, want, *travelled, slack: float = 0.0) -> None:
+    """Both errors within bounds; ``slack`` is half the spacing of a two-byte output."""
+    normwise, elementwise = errors(got, want, *travelled)
+    assert normwise <= NORMWISE + slack, f"norm-wise error {normwise:.2e}"
+    assert elementwise <= ELEMENTWISE + slack, f"largest error {elementwise:.2e} of the range"

@@ -13,7 +13,7 @@ import pytest
 from speechssm.cpp_ext.build import library_file
 from speechssm.export.graphs.builder import FLOAT16
 from tests.cpp_ext.conftest import built
-from tests.cpp_ext.lru_reference import random_case, relative_error, rglru
+from tests.cpp_ext.lru_reference import assert_close, errors, random_case, rglru
 from tests.cpp_ext.rglru_graphs import BFLOAT16, feeds, node_model, session
 
 WITH_AND_WITHOUT = 1e-6
@@ -55,9 +55,9 @@ def test_scan_agrees_with_float64(chosen, rng, shape):
             case[n][lengths[b] :, b] = np.nan
     y, state = session(node_model("scan"), chosen).run(None, feeds(case, "scan", lengths))
     want_y, want_state = rglru(**case, lengths=lengths)
-    assert relative_error(y, want_y) <= 5e-7
+    assert_close(y, want_y, case["state"])
     ran = lengths > 0
-    assert relative_error(state[ran], want_state[ran]) <= 5e-7
+    assert_close(state[ran], want_state[ran], case["state"], want_y)
     assert np.array_equal(state[~ran], case["state"][~ran], equal_nan=True)
 
 
@@ -72,8 +72,8 @@ def test_step_agrees_with_float64(chosen, rng, shape):
         case[n][0, ~active] = np.nan
     y, state = session(node_model("step"), chosen).run(None, feeds(case, "step", active))
     want_y, want_state = rglru(**case, active=active)
-    assert relative_error(y, want_y[0]) <= 5e-7
-    assert relative_error(state, want_state) <= 5e-7
+    assert_close(y, want_y[0], case["state"])
+    assert_close(state, want_state, case["state"], want_y)
     assert np.array_equal(state[~active], case["state"][~active])
 
 
@@ -86,7 +86,7 @@ def test_with_and_without_the_library_agree(library, rng):
         session(node_model("scan")).run(None, inputs),
         strict=True,
     ):
-        assert relative_error(got, plain.astype(np.float64)) <= WITH_AND_WITHOUT
+        assert max(errors(got, plain.astype(np.float64), case["state"])) <= WITH_AND_WITHOUT
 
 
 def test_closed_and_open_gates_agree_too(library, rng):
@@ -127,9 +127,9 @@ def test_two_byte_streams(chosen, rng, kind, onnx_type, dtype):
     rows = [40, 40, 40] if kind == "scan" else [1, 1, 1]
     y, state = session(node_model(kind, onnx_type), chosen).run(None, feeds(case | outside, kind, rows))
     want_y, want_state = rglru(**wide)
-    assert relative_error(state, want_state) <= 5e-7
+    assert_close(state, want_state, case["state"], want_y)
     spacing = float(ml_dtypes.finfo(dtype).eps)
-    assert relative_error(y.astype(np.float32).reshape(want_y.shape), want_y) <= spacing / 2 + 5e-7
+    assert_close(y.astype(np.float32).reshape(want_y.shape), want_y, case["state"], slack=spacing / 2)
 
 
 def test_wrong_shapes_are_errors_that_name_the_node(library, rng):

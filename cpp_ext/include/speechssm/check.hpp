@@ -13,7 +13,7 @@ inline std::int32_t default_chunk(std::int32_t tokens) { return tokens < 256 ? 3
 
 inline std::int64_t workspace_bytes(std::int64_t tokens, std::int64_t rows, std::int64_t width, std::int64_t chunk) {
     if (tokens < 1 || rows < 1 || width < 1 || chunk < 1) return 0;
-    return (tokens + chunk - 1) / chunk * rows * width * 8;  // one Update<float> each
+    return (tokens + chunk - 1) / chunk * rows * width * 8;  // one Stretch each
 }
 
 // Either layout, rows or tokens outermost: elements of different (t, b) must not overlap.

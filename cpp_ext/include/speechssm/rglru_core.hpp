@@ -81,14 +81,16 @@ SPEECHSSM_HD float sigmoid<float>(float v) {
 // What one token does to the state: h -> h + (m h + b).
 template <class V>
 struct Update {
-    V m;  // a - 1, in [-1, 0]
+    V log_a;
+    V m;  // a - 1 = expm1(log_a), in [-1, 0]
     V b;  // sqrt(1 - a^2) i x
 };
 
 template <class V>
 SPEECHSSM_HD Update<V> token_update(V x, V gate_x, V gate_a, V decay) {
     Update<V> u;
-    u.m = expm1_of_negative(sigmoid(gate_a) * decay);
+    u.log_a = sigmoid(gate_a) * decay;
+    u.m = expm1_of_negative(u.log_a);
     const V factor = square_root(-(u.m * (u.m + splat<V>(2.0f))));
     u.b = factor * (sigmoid(gate_x) * x);
     return u;
@@ -101,28 +103,53 @@ SPEECHSSM_HD V reset_state(V x, V gate_x) {
 }
 
 template <class V>
+SPEECHSSM_HD V advance(V h, V m, V b) {
+    return h + fused(m, h, b);
+}
+
+template <class V>
 SPEECHSSM_HD V advance(V h, Update<V> u) {
-    return h + fused(u.m, h, u.b);
+    return advance(h, u.m, u.b);
 }
 
-// Several tokens as one Update. A stretch with a reset in it forgets what came before, which is said
-// by m = kForget rather than m = -1: a long stretch of ordinary tokens also rounds to m = -1, and
-// there a NaN state must still show.
-constexpr float kForget = -2.0f;
+// What several tokens in a row do to the state. Their decays are kept as the sum of log a and become a
+// factor once, at the end. Composing factors rounds at every token: over a stretch of 1 000 tokens, of a
+// state of 1, that was measured as up to 1.5e-6, and a plain float32 sum of log a as 7e-7.
+struct Stretch {
+    float log_a;
+    float b;  // the state after the stretch if the state before it were 0
+};
 
-SPEECHSSM_HD bool forgets(Update<float> u) { return u.m < -1.5f; }
+// A stretch with a reset in it forgets what came before, said by a log_a no decay has. A long stretch of
+// ordinary tokens also comes to a = 0, and there a NaN state must still show.
+constexpr float kForget = 1.0f;
 
-SPEECHSSM_HD float advance_or_reset(float h, Update<float> u) { return forgets(u) ? u.b : advance(h, u); }
+SPEECHSSM_HD bool forgets(Stretch s) { return s.log_a > 0.5f; }
 
-// first, then second: (1 + m1)(1 + m2) - 1 = m1 + m2 + m1 m2, and b as the state it is.
-SPEECHSSM_HD Update<float> compose(Update<float> first, Update<float> second) {
-    if (forgets(second)) return second;
-    Update<float> both;
-    both.m = forgets(first) ? kForget : fused(first.m, second.m, first.m + second.m);
-    both.b = advance(first.b, second);
-    return both;
+// A stretch being made, with what its sum of log a has lost to rounding so far (Kahan).
+struct OpenStretch {
+    Stretch s;
+    float lost;
+};
+
+SPEECHSSM_HD OpenStretch open_stretch(Update<float> first) { return {{first.log_a, first.b}, 0.0f}; }
+
+SPEECHSSM_HD OpenStretch open_stretch_at_reset(float state) { return {{kForget, state}, 0.0f}; }
+
+// One more ordinary token.
+SPEECHSSM_HD OpenStretch extend(OpenStretch open, Update<float> u) {
+    const float term = u.log_a - open.lost;
+    const float sum = open.s.log_a + term;
+    OpenStretch longer;
+    longer.lost = (sum - open.s.log_a) - term;
+    longer.s.log_a = forgets(open.s) ? kForget : sum;
+    longer.s.b = advance(open.s.b, u);
+    return longer;
 }
 
-SPEECHSSM_HD Update<float> identity_update() { return {0.0f, 0.0f}; }
+// The state after the stretch, from the state before it.
+SPEECHSSM_HD float cross(float h, Stretch s) {
+    return forgets(s) ? s.b : advance(h, expm1_of_negative(s.log_a), s.b);
+}
 
 SPEECHSSM_CLOSE

@@ -1,6 +1,6 @@
 // Bodies of the recurrence over a batch: one token after another, and the three-phase chunked scan.
 //
-//   reduce (b, chunk, e)   the chunk's tokens composed into one Update        -> workspace
+//   reduce (b, chunk, e)   the chunk's tokens composed into one Stretch       -> workspace
 //   carry  (b, e)          chunks in order: the state entering each           -> workspace, state_out
 //   apply  (b, chunk, e)   the chunk again, from its entering state           -> y
 //
@@ -54,13 +54,15 @@ SPEECHSSM_HD std::int64_t workspace_at(const Call& c, std::int32_t b, std::int32
     return (static_cast<std::int64_t>(b) * chunks_of(c.tokens, c.chunk) + k) * c.width + e;
 }
 
-// One token as an Update; a reset row becomes one that forgets.
 template <class T>
-SPEECHSSM_HD Update<float> update_at(const Call& c, std::int64_t i, float decay, bool reset) {
-    const float x = read(static_cast<const T*>(c.x)[i]);
-    const float gate_x = read(static_cast<const T*>(c.gate_x)[i]);
-    if (reset) return {kForget, reset_state(x, gate_x)};
-    return token_update(x, gate_x, read(static_cast<const T*>(c.gate_a)[i]), decay);
+SPEECHSSM_HD float reset_at(const Call& c, std::int64_t i) {
+    return reset_state(read(static_cast<const T*>(c.x)[i]), read(static_cast<const T*>(c.gate_x)[i]));
+}
+
+template <class T>
+SPEECHSSM_HD Update<float> update_at(const Call& c, std::int64_t i, float decay) {
+    return token_update(read(static_cast<const T*>(c.x)[i]), read(static_cast<const T*>(c.gate_x)[i]),
+                        read(static_cast<const T*>(c.gate_a)[i]), decay);
 }
 
 template <class T>
@@ -77,7 +79,7 @@ SPEECHSSM_HD float run_tokens(const Call& c, const Row& row, std::int32_t b, std
     for (std::int32_t t = first; t < first + count; ++t) {
         const std::int64_t i = at(c, t, b, e);
         if (t < row.length) {
-            h = advance_or_reset(h, update_at<T>(c, i, decay, t == row.reset_at));
+            h = t == row.reset_at ? reset_at<T>(c, i) : advance(h, update_at<T>(c, i, decay));
             write_output<T>(c, i, h);
         } else {
             write(static_cast<T*>(c.y) + i, 0.0f);
@@ -106,10 +108,17 @@ SPEECHSSM_HD void reduce_body(const Call& c, std::int32_t b, std::int32_t k, std
     if (first >= row.length) return;  // carry does not read it
     const std::int32_t end = row.length - first < c.chunk ? row.length : first + c.chunk;
     const float decay = c.decay[e];
-    Update<float> u = update_at<T>(c, at(c, first, b, e), decay, first == row.reset_at);
-    for (std::int32_t t = first + 1; t < end; ++t)
-        u = compose(u, update_at<T>(c, at(c, t, b, e), decay, t == row.reset_at));
-    static_cast<Update<float>*>(c.workspace)[workspace_at(c, b, k, e)] = u;
+    OpenStretch open{};
+    for (std::int32_t t = first; t < end; ++t) {
+        const std::int64_t i = at(c, t, b, e);
+        if (t == row.reset_at) {
+            open = open_stretch_at_reset(reset_at<T>(c, i));
+        } else {
+            const Update<float> u = update_at<T>(c, i, decay);
+            open = t == first ? open_stretch(u) : extend(open, u);
+        }
+    }
+    static_cast<Stretch*>(c.workspace)[workspace_at(c, b, k, e)] = open.s;
 }
 
 SPEECHSSM_HD void carry_body(const Call& c, std::int32_t b, std::int32_t e) {
@@ -121,13 +130,13 @@ SPEECHSSM_HD void carry_body(const Call& c, std::int32_t b, std::int32_t e) {
         return;
     }
     float h = c.state_in[s];
-    Update<float>* updates = static_cast<Update<float>*>(c.workspace);
+    Stretch* stretches = static_cast<Stretch*>(c.workspace);
     const std::int32_t chunks = chunks_of(row.length, c.chunk);
     for (std::int32_t k = 0; k < chunks; ++k) {
         const std::int64_t w = workspace_at(c, b, k, e);
-        const Update<float> u = updates[w];
-        updates[w].b = h;  // from here on: the state entering the chunk
-        h = advance_or_reset(h, u);
+        const Stretch over = stretches[w];
+        stretches[w].b = h;  // from here on: the state entering the chunk
+        h = cross(h, over);
     }
     c.state_out[s] = h;
 }
@@ -137,7 +146,7 @@ SPEECHSSM_HD void apply_body(const Call& c, std::int32_t b, std::int32_t k, std:
     const Row row = row_of(c, b);
     const std::int32_t first = k * c.chunk;
     const std::int32_t count = c.tokens - first < c.chunk ? c.tokens - first : c.chunk;
-    const float h = first < row.length ? static_cast<const Update<float>*>(c.workspace)[workspace_at(c, b, k, e)].b : 0.0f;
+    const float h = first < row.length ? static_cast<const Stretch*>(c.workspace)[workspace_at(c, b, k, e)].b : 0.0f;
     run_tokens<T>(c, row, b, e, first, count, h);
 }
 
