@@ -32,6 +32,7 @@ from .graphs.builder import OPSET
 from .graphs.lm_weights import griffin_weights, model_parameters
 from .graphs.sampler import K_MAX
 from .models.griffin import Griffin
+from .models.transformer import Attention, transformer_shape
 from .package import new_folder, part_file, write_graph, write_manifest, write_parts
 from .parity import Parity, check_lm
 from .parity.html import page
@@ -59,15 +60,27 @@ def export_preset(
     overwrite: bool = False,
     rollout: int | None = None,
     threads: int = 0,
+    transformer: Attention | None = None,
+    capacity: int | None = None,
 ) -> Manifest:
     """Write a bundle of preset ``name`` with seeded random weights: it runs, and sounds like noise.
+
+    ``transformer`` makes the language model the preset's baseline instead, with a cache of ``capacity``
+    tokens, or one that grows, in an LM-only bundle: the runtime steps fixed caches only.
 
     Raises ExportError for an unknown preset, or as :func:`export_models` does.
     """
     preset = PRESETS.get(name)
     if preset is None:
         raise ExportError(f"there is no preset {name!r}: choose one of {', '.join(PRESETS)}")
-    shapes = preset_shapes(preset)
+    shapes, about = preset_shapes(preset), preset.about
+    if transformer is not None:
+        shapes["lm"] = transformer_shape(preset.lm, transformer, capacity=capacity)
+        cache = f"a cache of {capacity} tokens" if capacity else "a cache that grows"
+        name, about = f"{name}-{transformer}", f"Transformer baseline ({transformer}, {cache}) of {about}"
+        shapes = shapes if capacity else {"lm": shapes["lm"]}
+    elif capacity is not None:
+        raise ExportError("a capacity belongs to the Transformer baseline: add --transformer mqa or mha")
     models: dict[str, Source] = {
         part: seeded_griffin(shape, seed) if isinstance(shape, LMShape) else seeded_model(part, shape, seed)
         for part, shape in shapes.items()
@@ -77,7 +90,7 @@ def export_preset(
         shapes,
         models,
         target,
-        about=f"{preset.about}; random weights of seed {seed}",
+        about=f"{about}; random weights of seed {seed}",
         seeded=True,
         storage=storage,
         overwrite=overwrite,

@@ -154,21 +154,39 @@ class Nodes:
         q = g.op("Reshape", q, g.const([-1, s.kv_heads, group, s.head_dim]))
         if doubled:
             q = g.op("Concat", q, q, axis=2)
-        ring_k = self._heads_first(key)
-        ring_v = self._heads_first(value)
+        ring_k = self.heads_first(key)
+        ring_v = self.heads_first(value)
         past = g.op("MatMul", q, g.op("Transpose", ring_k, perm=[0, 1, 3, 2]))
         own = row_sum(g, g.op("Mul", q, k), s.head_dim)
-        slots = g.const(np.arange(s.window, dtype=np.int64))
-        filled = g.op("Unsqueeze", g.op("Less", slots, position), g.const([1, 2]))
+        filled = g.op("Unsqueeze", g.op("Less", self.slots(key), position), g.const([1, 2]))
         masked = g.op("Where", filled, past, g.const(np.float32(-np.inf)))
         weights = g.op("Softmax", g.op("Concat", masked, own, axis=-1), axis=-1)
-        to_ring, to_self = g.ops("Split", weights, g.const([s.window, 1]), outputs=2, axis=-1)
+        to_ring, to_self = self.ring_and_self(weights)
         y = g.op("Add", g.op("MatMul", to_ring, ring_v), g.op("Mul", to_self, v))
         if doubled:
             y = g.op("Slice", y, g.const([0]), g.const([1]), g.const([2]))
         return g.op("Reshape", y, g.const([-1, s.heads * s.head_dim])), past
 
-    def _heads_first(self, ring: str) -> str:
+    def slots(self, ring: str) -> str:
+        """Numbers 0..w-1 of the slots of ``ring``."""
+        return self.g.const(np.arange(self.shape.window, dtype=np.int64))
+
+    def slot_of(self, position: str) -> str:
+        """The slot that ``position`` is written to."""
+        return self.g.op("Mod", position, self.g.const(np.int64(self.shape.window)))
+
+    def overflow(self, ring: str, position: str) -> list[str]:
+        """Checks (b), 0 or NaN, that the cache had room up to ``position`` (b); a ring always has."""
+        return []
+
+    def ring_and_self(self, weights: str) -> tuple[str, str]:
+        """Attention weights (..., w+1) -> those of the ring and that of the token itself."""
+        to_ring, to_self = self.g.ops(
+            "Split", weights, self.g.const([self.shape.window, 1]), outputs=2, axis=-1
+        )
+        return to_ring, to_self
+
+    def heads_first(self, ring: str) -> str:
         """(b,w,g,k) -> (b,g,w,k); free when g is 1."""
         g, s = self.g, self.shape
         if s.kv_heads == 1:
@@ -176,10 +194,9 @@ class Nodes:
         return g.op("Transpose", ring, perm=[0, 2, 1, 3])
 
     def write_ring(self, ring: str, new: str, position: str, active: str) -> str:
-        """Put ``new`` (b,g,1,k) in slot position mod w of active rows; ``position``, ``active`` are (b,1)."""
-        g, s = self.g, self.shape
-        slot = g.op("Mod", position, g.const(np.int64(s.window)))
-        here = g.op("And", g.op("Equal", slot, g.const(np.arange(s.window, dtype=np.int64))), active)
+        """Put ``new`` (b,g,1,k) in the slot of ``position`` of active rows; ``position``, ``active`` are (b,1)."""
+        g = self.g
+        here = g.op("And", g.op("Equal", self.slot_of(position), self.slots(ring)), active)
         here = g.op("Unsqueeze", here, g.const([2, 3]))
         return g.op("Where", here, g.op("Transpose", new, perm=[0, 2, 1, 3]), ring)
 

@@ -15,6 +15,7 @@ from ..models.griffin import CONV_WIDTH, lm_state
 from .builder import BOOL, FLOAT, INT64, GraphBuilder
 from .griffin_nodes import Nodes
 from .sampler import sample, sampler_inputs
+from .transformer import nodes_of
 
 
 def build_lm_step(shape: LMShape, stored: int = FLOAT, *, logits: bool = False) -> GraphBuilder:
@@ -26,7 +27,7 @@ def build_lm_step(shape: LMShape, stored: int = FLOAT, *, logits: bool = False) 
     ``logits`` adds the debug output logits (b,v).
     """
     g = GraphBuilder("lm_step")
-    n = Nodes(g, shape, stored)
+    n = nodes_of(g, shape, stored)
     token = g.input("token", INT64, ("b",))
     active = g.input("active", BOOL, ("b",))
     given = sampler_inputs(g)
@@ -72,6 +73,8 @@ def build_lm_step(shape: LMShape, stored: int = FLOAT, *, logits: bool = False) 
     logit = n.logits(n.norm(x, "final_norm"))
     chosen, logprob, finite = sample(g, logit, shape.vocab, given)
     new["position"] = g.op("Add", position, g.op("Cast", active, to=INT64))
+    if shape.cache == "grow":
+        checks += n.overflow(state["L00_key"], new["position"])
     health = _health(g, shape, new, [*checks, finite])
     health = g.op("Where", active, health, g.const(np.float32(0)))
     g.output("token_out", chosen, INT64, ("b",))
@@ -91,7 +94,7 @@ def build_lm_chunk(shape: LMShape, stored: int = FLOAT) -> GraphBuilder:
     No token is sampled: the last prompt token goes through ``lm_step``.
     """
     g = GraphBuilder("lm_chunk")
-    n = Nodes(g, shape, stored)
+    n = nodes_of(g, shape, stored)
     tokens = g.input("tokens", INT64, ("b", "t"))
     lengths = g.input("lengths", INT64, ("b",))
     state = _state_inputs(g, shape)
@@ -161,6 +164,8 @@ def build_lm_chunk(shape: LMShape, stored: int = FLOAT) -> GraphBuilder:
             x = g.op("Add", x, y)
             x = g.op("Add", x, n.mlp(n.norm(x, f"{name}.channel_norm"), f"{name}.mlp"))
     new["position"] = g.op("Add", position, g.op("Max", lengths, g.const(np.int64(0))))
+    if shape.cache == "grow":
+        checks += n.overflow(state["L00_key"], new["position"])
     health = g.op("Where", used, _health(g, shape, new, checks), g.const(np.float32(0)))
     g.output("health", health, FLOAT, ("b",))
     _state_outputs(g, shape, new)
@@ -169,14 +174,14 @@ def build_lm_chunk(shape: LMShape, stored: int = FLOAT) -> GraphBuilder:
 
 def _state_inputs(g: GraphBuilder, shape: LMShape) -> dict[str, str]:
     return {
-        s.name: g.input(f"in_{s.name}", INT64 if s.dtype == "int64" else FLOAT, ("b", *s.shape))
+        s.name: g.input(f"in_{s.name}", INT64 if s.dtype == "int64" else FLOAT, s.axes)
         for s in sorted(lm_state(shape), key=lambda s: s.name)
     }
 
 
 def _state_outputs(g: GraphBuilder, shape: LMShape, new: dict[str, str]) -> None:
     for s in sorted(lm_state(shape), key=lambda s: s.name):
-        g.output(f"out_{s.name}", new[s.name], INT64 if s.dtype == "int64" else FLOAT, ("b", *s.shape))
+        g.output(f"out_{s.name}", new[s.name], INT64 if s.dtype == "int64" else FLOAT, s.axes)
 
 
 def _cleared(g: GraphBuilder, first: str, value: str, rank: int) -> str:
@@ -226,7 +231,8 @@ def _scan_attention(
     """Attend, then write, over time; rings (b,w,g,k), q (r,h*k), k and v (r,g,1,k), position and valid (t,b,1)."""
     g, s = n.g, n.shape
     width = s.heads * s.head_dim
-    ring = ("b", s.window, s.kv_heads, s.head_dim)
+    slots = "s" if s.cache == "grow" else s.window
+    ring = ("b", slots, s.kv_heads, s.head_dim)
     new = ("b", s.kv_heads, 1, s.head_dim)
     q3 = g.op("Reshape", q, _by_time(g, steps, width))
     k5, v5 = (g.op("Reshape", z, _by_time(g, steps, s.kv_heads, 1, s.head_dim)) for z in (k, v))

@@ -38,14 +38,16 @@ def lm_state(shape: LMShape) -> tuple[StateTensor, ...]:
     (w,g,k), slot = position modulo w.
     """
     tensors = [StateTensor(name="position", kind="position", shape=(), dtype="int64")]
-    ring = (shape.window, shape.kv_heads, shape.head_dim)
+    ring, grows = (shape.window, shape.kv_heads, shape.head_dim), shape.cache == "grow"
     for i, block in enumerate(shape.blocks):
         if block == "recurrent":
-            tensors.append(StateTensor(name=f"L{i:02d}_conv", kind="conv", shape=(CONV_WIDTH - 1, shape.lru_width)))
+            tensors.append(
+                StateTensor(name=f"L{i:02d}_conv", kind="conv", shape=(CONV_WIDTH - 1, shape.lru_width))
+            )
             tensors.append(StateTensor(name=f"L{i:02d}_lru", kind="lru", shape=(shape.lru_width,)))
         else:
-            tensors.append(StateTensor(name=f"L{i:02d}_key", kind="key", shape=ring))
-            tensors.append(StateTensor(name=f"L{i:02d}_value", kind="value", shape=ring))
+            tensors.append(StateTensor(name=f"L{i:02d}_key", kind="key", shape=ring, grows=grows))
+            tensors.append(StateTensor(name=f"L{i:02d}_value", kind="value", shape=ring, grows=grows))
     return tuple(tensors)
 
 
@@ -88,7 +90,9 @@ class BlockDiagonal(nn.Module):
     def forward(self, u: Tensor) -> Tensor:
         """(..., e) -> (..., e)."""
         split = u.unflatten(-1, self.bias.shape)
-        return (torch.einsum("...hi,hij->...hj", split, self.weight.to(u.dtype)) + self.bias.to(u.dtype)).flatten(-2)
+        return (
+            torch.einsum("...hi,hij->...hj", split, self.weight.to(u.dtype)) + self.bias.to(u.dtype)
+        ).flatten(-2)
 
 
 class RGLRU(nn.Module):
@@ -189,7 +193,10 @@ class LocalAttention(nn.Module):
         k = self.k(x).unflatten(-1, (s.kv_heads, s.head_dim))
         v = self.v(x).unflatten(-1, (s.kv_heads, s.head_dim))
         if s.rope == "half":
-            q, k = rotate_half(q, position[..., None, None], s.rope_base), rotate_half(k, position[..., None], s.rope_base)
+            q, k = (
+                rotate_half(q, position[..., None, None], s.rope_base),
+                rotate_half(k, position[..., None], s.rope_base),
+            )
         return q, k, v
 
     def step(self, x: Tensor, position: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -206,7 +213,9 @@ class LocalAttention(nn.Module):
         key[rows, slot], value[rows, slot] = k.to(key.dtype), v.to(value.dtype)
         return y, key, value
 
-    def forward(self, x: Tensor, position: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, position: Tensor, key: Tensor, value: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """(b,t,d) from ``position`` (b) -> (b,t,d) and both rings.
 
         Banded: queries are cut in blocks of w; a block needs the keys of the block before it and its
@@ -248,7 +257,9 @@ def rotate_half(x: Tensor, position: Tensor, base: float) -> Tensor:
     ``x`` is (...,k), ``position`` broadcasts to (...).
     """
     rotated, plain = x.chunk(2, -1)
-    frequencies = base ** (-2 * torch.arange(rotated.shape[-1] // 2, device=x.device).double() / rotated.shape[-1])
+    frequencies = base ** (
+        -2 * torch.arange(rotated.shape[-1] // 2, device=x.device).double() / rotated.shape[-1]
+    )
     angle = position.double()[..., None] * frequencies
     cos, sin = torch.cos(angle).to(x.dtype), torch.sin(angle).to(x.dtype)
     first, second = rotated.chunk(2, -1)
@@ -291,7 +302,11 @@ class Griffin(nn.Module):
         self.embed = nn.Parameter(torch.randn(shape.vocab, shape.width) / math.sqrt(shape.width))
         self.layers = nn.ModuleList(ResidualBlock(shape, block) for block in shape.blocks)
         self.final_norm = RMSNorm(shape.width, shape.norm_eps)
-        self.head = None if shape.tied_head else nn.Parameter(torch.randn(shape.vocab, shape.width) / math.sqrt(shape.width))
+        self.head = (
+            None
+            if shape.tied_head
+            else nn.Parameter(torch.randn(shape.vocab, shape.width) / math.sqrt(shape.width))
+        )
 
     def forward(self, tokens: Tensor, state: Mapping[str, Tensor] | None = None) -> tuple[Tensor, State]:
         """tokens (b,t) -> logits (b,t,v) in float32 at least, and the state after the last token."""
@@ -303,7 +318,10 @@ class Griffin(nn.Module):
 
     def _run(self, tokens: Tensor, state: Mapping[str, Tensor] | None, *, step: bool) -> tuple[Tensor, State]:
         if state is None:
-            state = {k: v.to(tokens.device) for k, v in zero_state(self.shape, len(tokens), at_least_float32(self.embed).dtype).items()}
+            state = {
+                k: v.to(tokens.device)
+                for k, v in zero_state(self.shape, len(tokens), at_least_float32(self.embed).dtype).items()
+            }
         position = state["position"]
         first = position == 0
         if not step:

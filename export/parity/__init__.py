@@ -20,6 +20,8 @@ from speechssm.bundle.manifest import GraphEntry
 from speechssm.bundle.shapes import LMShape
 from speechssm.errors import ExportError
 
+from ..models.griffin import lm_state
+from ..models.transformer import at_capacity
 from .compare import FLOAT_GATE, Comparison, Gate
 from .reference import follow
 from .rollout import (
@@ -36,6 +38,8 @@ from .rollout import (
 
 LONG_STEPS, LONG_PARAMETERS = 24_000, 50_000_000
 """16 minutes of speech, for models up to this size."""
+GROWING_STEPS = 1_000
+"""Steps of a Transformer whose cache grows: each costs time in proportion to its position."""
 SHORT_STEPS = 64
 """Steps for larger models, where every step costs seconds of reading weights."""
 ROWS, MATES = 2, 7
@@ -72,12 +76,14 @@ class Parity:
         }
 
 
-def rollout_steps(parameters: int, asked: int | None) -> tuple[int, str]:
+def rollout_steps(parameters: int, asked: int | None, *, grows: bool = False) -> tuple[int, str]:
     """Length of the rollout for a model of that many parameters, and why."""
     if asked is not None:
         if asked < 1:
             raise ExportError(f"a rollout of {asked} steps checks nothing: ask for at least 1")
         return asked, "asked for"
+    if grows and parameters <= LONG_PARAMETERS:
+        return GROWING_STEPS, "for a cache that grows"
     if parameters <= LONG_PARAMETERS:
         return LONG_STEPS, f"16 minutes, for models up to {LONG_PARAMETERS // 1_000_000} M parameters"
     return SHORT_STEPS, f"short, for models above {LONG_PARAMETERS // 1_000_000} M parameters"
@@ -104,13 +110,14 @@ def check_lm(
 
     Raises ExportError when a graph gives a number that is not finite.
     """
-    steps, why = rollout_steps(count, rollout)
+    steps, why = rollout_steps(count, rollout, grows=shape.cache == "grow")
+    shape = at_capacity(shape, steps + 1)
     rng = np.random.default_rng(seed)
     step, chunk = graphs["lm_step"], graphs["lm_chunk"]
     uniforms = (rng.integers(0, 1 << 24, (ROWS, steps)) / (1 << 24)).astype(np.float32)
-    start = garbage_state(step, ROWS, rng)
+    start = garbage_state(step, ROWS, shape.window, rng)
     first = rng.integers(0, shape.vocab, ROWS)
-    keep = checkpoints(steps, state_bytes(step.state), ROWS)
+    keep = checkpoints(steps, state_bytes(lm_state(shape)), ROWS)
     with with_logits(folder, step, shape.vocab) as (path, entry):
         graph = open_graph(path, entry, threads)
         run = roll_out(graph, shape, start, first, uniforms, keep)
@@ -172,7 +179,7 @@ def check_lm(
 
 def _mates(graph: Any, entry: GraphEntry, shape: LMShape, steps: int, rng: np.random.Generator) -> Report:
     """Seven rows at once, then one of them alone."""
-    start = garbage_state(entry, MATES, rng)
+    start = garbage_state(entry, MATES, shape.window, rng)
     first = rng.integers(0, shape.vocab, MATES)
     uniforms = rng.random((MATES, steps), np.float32)
     together = roll_out(graph, shape, start, first, uniforms, [steps])
@@ -190,13 +197,12 @@ def _mates(graph: Any, entry: GraphEntry, shape: LMShape, steps: int, rng: np.ra
 def _chunks(graph: Any, run: Rollout, start: State, keep: list[int]) -> list[Report]:
     """Prefill in one chunk and in uneven ones, from the reset and from the middle of the rollout."""
     count = max(n for n in keep if n <= CHUNK_STEPS)
-    uneven = [n for n in (1, 5, 7) if n < count]
+    uneven = [n for n, total in ((1, 1), (5, 6), (7, 13)) if total < count]
     plans = [(0, count, [count]), (0, count, [*uneven, count - sum(uneven)])]
     if len(keep) > 1 and (length := keep[-1] - keep[-2]) <= 1024:
         plans.append((keep[-2], keep[-1], [length]))
     reports = []
     for begin, end, sizes in plans:
-        sizes = [n for n in sizes if n > 0]
         before = start if begin == 0 else run.states[begin]
         found = _difference(chunked(graph, before, run.tokens[:, begin:end], sizes), run.states[end])
         reports.append({"from": begin, "to": end, "sizes": sizes, **found})

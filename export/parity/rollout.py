@@ -68,16 +68,20 @@ def checkpoints(steps: int, row_bytes: int, rows: int) -> list[int]:
     return sorted({int(n) for n in [*first, *spread] if 1 <= n <= steps})
 
 
-def garbage_state(entry: GraphEntry, rows: int, rng: np.random.Generator) -> State:
-    """Position 0 and anything else: what a slot may hold when a stream is admitted into it."""
+def garbage_state(entry: GraphEntry, rows: int, slots: int, rng: np.random.Generator) -> State:
+    """Position 0 and anything else: what a slot may hold when a stream is admitted into it.
+
+    A cache that grows gets ``slots`` slots.
+    """
     state: State = {}
     for s in entry.state:
+        size = (rows, slots, *s.shape[1:]) if s.grows else (rows, *s.shape)
         if s.kind == "position":
-            state[s.name] = np.zeros((rows, *s.shape), s.dtype)
+            state[s.name] = np.zeros(size, s.dtype)
         elif s.kind in ("lru", "conv"):
-            state[s.name] = np.full((rows, *s.shape), np.nan, s.dtype)
+            state[s.name] = np.full(size, np.nan, s.dtype)
         else:
-            state[s.name] = (GARBAGE * rng.standard_normal((rows, *s.shape))).astype(s.dtype)
+            state[s.name] = (GARBAGE * rng.standard_normal(size)).astype(s.dtype)
     return state
 
 

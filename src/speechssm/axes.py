@@ -13,6 +13,7 @@ axis   meaning                                                unit
 ``g``  key/value heads
 ``k``  width of one head
 ``w``  local-attention window                                 tokens
+``s``  slots of a key/value cache that grows                  tokens
 ``v``  vocabulary of semantic tokens
 ``q``  codec (residual vector quantizer) levels
 ``c``  codes of one level

@@ -73,7 +73,7 @@ class GraphEntry(Shape):
         ins = {v.name: v for v in self.inputs}
         outs = {v.name: v for v in self.outputs}
         for s in self.state:
-            wanted = (s.dtype, ("b", *s.shape))
+            wanted = (s.dtype, s.axes)
             for value in (ins.get(f"in_{s.name}"), outs.get(f"out_{s.name}")):
                 if value is None or (value.dtype, value.axes) != wanted:
                     raise ValueError(f"state tensor {s.name} has no matching input and output")

@@ -20,10 +20,18 @@ class StateTensor(Shape):
     kind: Literal["lru", "conv", "key", "value", "position", "tail"]
     shape: tuple[int, ...]
     dtype: Literal["float32", "float16", "int64"] = "float32"
+    grows: bool = False
+    """True for the cache of a Transformer that keeps every token: ``shape`` is that of one block of slots,
+    and the host gives the graph as many blocks as hold ``position + 1`` tokens (axis s)."""
+
+    @property
+    def axes(self) -> tuple[str | int, ...]:
+        """Axes of the graph's input and output."""
+        return ("b", "s", *self.shape[1:]) if self.grows else ("b", *self.shape)
 
     @property
     def bytes(self) -> int:
-        """Bytes of one row."""
+        """Bytes of one row; of one block of slots where the tensor grows."""
         return math.prod(self.shape) * {"float32": 4, "float16": 2, "int64": 8}[self.dtype]
 
 

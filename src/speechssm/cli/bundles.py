@@ -28,6 +28,13 @@ class Rope(StrEnum):
     NONE = "none"
 
 
+class Attention(StrEnum):
+    """Heads of the Transformer baseline."""
+
+    MQA = "mqa"
+    MHA = "mha"
+
+
 _Part = Annotated[Path | None, typer.Option(help="Checkpoint of this part, beside or instead of CKPT's.")]
 
 
@@ -64,6 +71,13 @@ def export(
         int | None,
         typer.Option(help="Steps of the parity report; by default 24 000 up to 50 M parameters, 64 above."),
     ] = None,
+    transformer: Annotated[
+        Attention | None,
+        typer.Option(help="With --preset: its Transformer baseline, one or all key/value heads."),
+    ] = None,
+    capacity: Annotated[
+        int | None, typer.Option(help="Tokens the baseline's cache holds; without it the cache grows.")
+    ] = None,
 ) -> None:
     """Write a bundle, and its parity report, of a checkpoint or of a preset with seeded random weights."""
     try:
@@ -97,7 +111,14 @@ def export(
         raise ExportError("this option belongs to a checkpoint: give its path before -o")
     else:
         manifest = export_preset(
-            preset or "tiny", out, seed=seed, storage=dtype.value, overwrite=overwrite, rollout=rollout
+            preset or "tiny",
+            out,
+            seed=seed,
+            storage=dtype.value,
+            overwrite=overwrite,
+            rollout=rollout,
+            transformer=None if transformer is None else transformer.value,
+            capacity=capacity,
         )
     size = sum(entry.size_bytes for entry in manifest.files.values())
     print(f"{out}: bundle {manifest.name}, {len(manifest.graphs)} graphs, {size / 1e6:.1f} MB")

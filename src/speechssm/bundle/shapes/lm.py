@@ -33,6 +33,9 @@ class LMShape(Shape):
     tied_head: bool = True
     activation: Literal["gelu_tanh", "silu", "gelu"] = "gelu_tanh"
     norm_eps: PositiveFloat = 1e-6
+    cache: Literal["ring", "grow"] = "ring"
+    """``ring`` keeps the last ``window`` keys; ``grow`` keeps all of them, in blocks of ``window``, as a
+    Transformer does."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -42,6 +45,8 @@ class LMShape(Shape):
             raise ValueError(f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}")
         if self.rope == "half" and self.head_dim % 4:
             raise ValueError(f"rope 'half' needs head_dim divisible by 4, not {self.head_dim}")
+        if self.cache == "grow" and "recurrent" in self.blocks:
+            raise ValueError("cache 'grow' is for models whose every block is attention")
         if not self.blocks:
             raise ValueError("blocks is empty: a model needs at least one layer")
         return self

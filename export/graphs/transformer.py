@@ -1,0 +1,59 @@
+"""The Transformer baseline's cache: every key kept, in a tensor whose length the host chooses.
+
+A Transformer here is a Griffin whose every block attends (:mod:`speechssm.export.models.transformer`),
+so its graphs are :mod:`.lm`'s own. With a ring (``cache: ring``) the capacity is fixed and the nodes are
+Griffin's. With ``cache: grow`` the rings have a free axis s: a row's slot is its position, and the host
+sees to it that s exceeds every position, giving more slots a block at a time.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from speechssm.bundle.shapes import LMShape
+
+from .builder import GraphBuilder
+from .griffin_nodes import Nodes
+
+
+class GrowingNodes(Nodes):
+    """Griffin's nodes over a cache (b,s,g,k) whose s is known only when the graph runs."""
+
+    def slots(self, ring: str) -> str:
+        """Numbers 0..s-1 of the slots of ``ring``."""
+        return self.g.op("Range", self.g.const(np.int64(0)), self._size(ring), self.g.const(np.int64(1)))
+
+    def overflow(self, ring: str, position: str) -> list[str]:
+        """NaN for rows whose host forgot to give more slots: their last keys went nowhere."""
+        g = self.g
+        fits = g.op("LessOrEqual", position, self._size(ring))
+        return [g.op("Where", fits, g.const(np.float32(0)), g.const(np.float32(np.nan)))]
+
+    def _size(self, ring: str) -> str:
+        return self.g.op("Squeeze", self.g.op("Shape", ring, start=1, end=2))
+
+    def slot_of(self, position: str) -> str:
+        """The slot that ``position`` is written to: its own."""
+        return position
+
+    def ring_and_self(self, weights: str) -> tuple[str, str]:
+        """Attention weights (..., s+1) -> those of the cache and that of the token itself."""
+        g = self.g
+        last, axis = g.const([-1]), g.const([-1])
+        end = g.const([np.iinfo(np.int64).max])
+        return (
+            g.op("Slice", weights, g.const([0]), last, axis),
+            g.op("Slice", weights, last, end, axis),
+        )
+
+    def heads_first(self, ring: str) -> str:
+        """(b,s,g,k) -> (b,g,s,k); free when g is 1."""
+        g, s = self.g, self.shape
+        if s.kv_heads == 1:
+            return g.op("Reshape", ring, g.const([0, 1, -1, s.head_dim]))
+        return g.op("Transpose", ring, perm=[0, 2, 1, 3])
+
+
+def nodes_of(g: GraphBuilder, shape: LMShape, stored: int) -> Nodes:
+    """The nodes a shape's cache asks for."""
+    return (GrowingNodes if shape.cache == "grow" else Nodes)(g, shape, stored)
