@@ -27,6 +27,10 @@ class Batch:
     units: Tensor
     teacher: Tensor
 
+    def to(self, device: str) -> Batch:
+        """The batch on another device."""
+        return Batch(self.audio.to(device), self.units.to(device), self.teacher.to(device))
+
 
 def coordinates(segments: list[data.Segment], seed: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Mean (512) and whitening projection (512,64) of the teacher's principal components, made once."""

@@ -8,6 +8,7 @@ Checkpoints hold weights, their running average and the optimiser's state as saf
 from __future__ import annotations
 
 import math
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from speechssm.bundle.shapes import TokenizerShape
 from speechssm.export.models.tokenizer import Tokenizer
 
 from . import batches, places, targets, views
+from .ahead import ahead
 
 SAVE_SECONDS = 300.0
 LOG_STEPS = 50
@@ -91,9 +93,10 @@ def run(root: Path, config: dict[str, Any], device: str) -> None:
     saved = noted = time.monotonic()
     sums: dict[str, float] = {}
     counted = 0
-    while step < settings["steps"]:
-        batch = source.batch(step)
-        batch = batches.Batch(*(v.to(device) for v in (batch.audio, batch.units, batch.teacher)))
+    # A GPU would wait for the processor's part of the work; a processor has no idle core to give it.
+    threads = min(8, (os.cpu_count() or 1) - 1) if device == "cuda" else 0
+    for batch in ahead(source.batch, step, settings["steps"], threads):
+        batch = batch.to(device)
         generator = torch.Generator().manual_seed(step)
         with torch.no_grad():
             power = views.narrowed(student.tokenizer.power(batch.audio), source.views, generator)

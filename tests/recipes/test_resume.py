@@ -11,6 +11,7 @@ import pytest
 import soundfile
 import torch
 from recipes import data, judge_tokenizer, places, targets, teach, tokenizer
+from recipes.ahead import ahead
 from recipes.teachers import align
 
 CONFIG: dict[str, Any] = {
@@ -88,3 +89,18 @@ def test_stopped_and_resumed_equals_uninterrupted(
     shape = judge_tokenizer.TokenizerShape(**CONFIG["shape"])
     model = judge_tokenizer.load_model(tokenizer.folder() / "average.safetensors", shape)
     assert model(torch.randn(1, 5000)).shape == (1, 8)
+
+
+@pytest.mark.parametrize("threads", [0, 1, 3])
+def test_batches_made_ahead_come_in_order(threads: int) -> None:
+    made: list[int] = []
+
+    def make(step: int) -> int:
+        made.append(step)
+        return step * step
+
+    assert list(ahead(make, 3, 40, threads)) == [i * i for i in range(3, 40)]
+    some = ahead(make, 0, 10**9, threads)
+    assert [next(some) for _ in range(5)] == [0, 1, 4, 9, 16]
+    some.close()
+    assert len(made) < 80
