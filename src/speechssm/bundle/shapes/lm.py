@@ -68,6 +68,46 @@ class LMShape(Shape):
             return 1.0
         return _round_to_bfloat16(float(self.width) ** 0.5)
 
+    # costs
+
+    @property
+    def matrix_parameters(self) -> int:
+        """Parameters of the matrices that every step multiplies with, the output head included."""
+        d, e, k = self.width, self.lru_width, self.head_dim
+        recurrent = 3 * d * e + 2 * e * self.gate_width
+        attention = 2 * d * self.heads * k + 2 * d * self.kv_heads * k
+        blocks = sum(recurrent if block == "recurrent" else attention for block in self.blocks)
+        return blocks + self.layers * 3 * d * self.mlp_width + self.vocab * d
+
+    @property
+    def parameters(self) -> int:
+        """All parameters: the matrices, an untied embedding, biases, norms, convolutions and decays."""
+        d, e = self.width, self.lru_width
+        small = {"recurrent": 2 * e + d + 5 * e + 3 * e, "attention": d}
+        vectors = sum(small[block] + 2 * self.mlp_width + d + 2 * d for block in self.blocks) + d
+        untied = 0 if self.tied_head else self.vocab * d
+        return self.matrix_parameters + untied + vectors
+
+    def step_flops(self, position: int) -> int:
+        """Floating-point operations of one token at ``position``: matrices, and attention over its keys."""
+        keys = position + 1 if self.cache == "grow" else min(position, self.window) + 1
+        attention = 4 * self.heads * self.head_dim * keys
+        return 2 * self.matrix_parameters + self.blocks.count("attention") * attention
+
+    def kv_bytes_per_token(self, item_bytes: int = 4) -> int:
+        """Bytes of keys and values that one position adds, over all attention layers."""
+        return self.blocks.count("attention") * 2 * self.kv_heads * self.head_dim * item_bytes
+
+    @property
+    def recurrent_bytes(self) -> int:
+        """Bytes of one session's recurrence and convolutions, float32 always, and its position."""
+        return self.blocks.count("recurrent") * 4 * 4 * self.lru_width + 8
+
+    def session_bytes(self, tokens: int, item_bytes: int = 4) -> int:
+        """Bytes of one session's state after ``tokens``; a growing cache is counted in whole blocks."""
+        slots = self.window if self.cache == "ring" else -(-tokens // self.window) * self.window
+        return self.recurrent_bytes + slots * self.kv_bytes_per_token(item_bytes)
+
 
 def griffin_blocks(layers: int) -> tuple[Block, ...]:
     """The fixed pattern recurrent, recurrent, attention over ``layers`` layers."""
