@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
-from . import data, places
+from . import data, figures, places
 from .teachers import align, transcribe
 
 
@@ -35,6 +36,7 @@ def run(root: Path, threads: int = 1) -> None:
         ]
     )
     _align(data.stories_speech(root))
+    summarise(root)
 
 
 def _align(recordings: list[data.Recording]) -> None:
@@ -46,3 +48,23 @@ def _align(recordings: list[data.Recording]) -> None:
         failed += found is None
         align.save(recording.key, found or [])
     print(f"{len(todo) - failed} recordings aligned, {failed} without a path")
+
+
+def summarise(root: Path) -> None:
+    """Log how much is aligned, and draw the mean length of every phone."""
+    seconds, counts = np.zeros(len(align.PHONES)), np.zeros(len(align.PHONES))
+    aligned = failed = 0
+    for recording in data.recordings(root):
+        found = align.load(recording.key)
+        aligned, failed = aligned + bool(found), failed + (found == [])
+        start = 0.0
+        for phone, end in found or []:
+            seconds[phone] += end - start
+            counts[phone] += 1
+            start = end
+    mean_ms = 1000 * seconds / np.maximum(counts, 1)
+    places.Log(align.folder() / "log.jsonl")(
+        stage="phones", aligned=aligned, failed=failed, hours=float(seconds.sum() / 3600)
+    )
+    lengths = dict(zip(align.PHONES, mean_ms.tolist(), strict=True))
+    figures.bars(align.folder() / "phones.png", "Mean length of a phone in the alignments", "ms", lengths)

@@ -11,7 +11,6 @@ as it lasts. It plays the part of USM-v2's ASR loss (paper section 3.1).
 from __future__ import annotations
 
 import heapq
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 
 from speechssm.axes import SAMPLE_RATE_HZ, TOKEN_RATE_HZ
 
-from . import data, places, splits, teach
+from . import data, figures, places, splits, teach
 from .teachers import align
 
 CORPORA = ("kathleen", "librispeech", "stories_speech", "synthetic")
@@ -216,6 +215,7 @@ def run(root: Path, config: dict[str, Any]) -> Units:
     units = grow(sums, config["shape"]["vocab"], config["targets"]["least_frames"])
     places.write_arrays(path(), {"table": units.table, "phone_of": units.phone_of})
     per_phone = np.bincount(units.phone_of, minlength=len(align.PHONES))
-    names = json.dumps(dict(zip(align.PHONES, per_phone.tolist(), strict=True)))
+    names = dict(zip(align.PHONES, per_phone.tolist(), strict=True))
     log(stage="units", frames=int(frames), triphones=len(sums), units=len(units.phone_of), per_phone=names)
+    figures.bars(path().with_name("units.png"), "Units of each phone", "units", names)
     return units

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from speechssm.axes import SAMPLE_RATE_HZ, TOKEN_SAMPLES
+from speechssm.axes import TOKEN_SAMPLES
 
-from . import data, places
+from . import data, figures, places
 from .teachers.packages import whisper_base
 from .teachers.whisper import WhisperBlocks, token_rate
 
@@ -47,5 +47,10 @@ def run(root: Path, device: str) -> None:
         with torch.inference_mode(), narrow:
             h3 = token_rate(model(audio).float(), tokens)[0]
         places.write_arrays(features_path(segment), {"h3": h3.cpu().numpy().astype(np.float16)})
-    seconds = sum(s.seconds for s in todo)
-    print(f"{len(todo)} segments, {seconds / 3600:.2f} h ({SAMPLE_RATE_HZ} Hz)")
+    hours: dict[str, float] = {}
+    for segment in all_segments(root):
+        corpus = segment.recording.corpus
+        hours[corpus] = hours.get(corpus, 0.0) + segment.seconds / 3600
+    folder = places.cache("teacher")
+    places.Log(folder / "log.jsonl")(stage="teach", new_segments=len(todo), hours=hours)
+    figures.bars(folder / "teach.png", "Speech with teacher features", "hours", hours)

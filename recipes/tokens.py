@@ -22,7 +22,7 @@ from tqdm import tqdm
 from speechssm.axes import TOKEN_RATE_HZ
 from speechssm.bundle.shapes import TokenizerShape
 
-from . import data, judge_tokenizer, places, splits, texts, voices
+from . import data, figures, judge_tokenizer, places, splits, texts, voices
 from .tokenize import tokenize
 
 STRETCH_WORDS = 600
@@ -107,6 +107,13 @@ def run(root: Path, config: dict[str, Any], hours: float) -> None:
             if not stretch.held_out:
                 seconds += len(found) / TOKEN_RATE_HZ
                 bar.update(len(found) / TOKEN_RATE_HZ / 3600)
+    hours: dict[str, float] = {}
+    for line in index.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        name = "held out" if row["held_out"] else row["corpus"]
+        hours[name] = hours.get(name, 0.0) + row["tokens"] / TOKEN_RATE_HZ / 3600
+    places.Log(folder() / "log.jsonl")(stage="tokens", hours=hours)
+    figures.bars(folder() / "tokens.png", "Tokens for the language model", "hours", hours)
 
 
 def _shuffled(items: list[Stretch]) -> list[Stretch]:

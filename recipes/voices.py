@@ -18,7 +18,7 @@ from tqdm import tqdm
 from speechssm.axes import SAMPLE_RATE_HZ
 from speechssm.errors import SpeechSSMError
 
-from . import data, places, texts
+from . import data, figures, places, texts
 
 VOICES = ("awb", "rms", "slt", "kal16")
 PIECE_WORDS = 28
@@ -63,3 +63,9 @@ def run(root: Path, hours: float) -> None:
             out.write(json.dumps({**row, "phones": phones}) + "\n")
             seconds += row["seconds"]
             bar.update(row["seconds"] / 3600)
+    hours_by_voice: dict[str, float] = dict.fromkeys(VOICES, 0.0)
+    for line in index.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        hours_by_voice[row["voice"]] += row["seconds"] / 3600
+    places.Log(folder / "log.jsonl")(stage="voices", hours=sum(hours_by_voice.values()), **hours_by_voice)
+    figures.bars(folder / "voices.png", "Speech synthesised with known phones", "hours", hours_by_voice)

