@@ -15,7 +15,7 @@ import typer
 import speechssm
 from speechssm.errors import SpeechSSMError, one_line
 
-from . import bundles, doctor, generate
+from . import bundles, doctor, generate, plan
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
@@ -32,6 +32,7 @@ app.command()(generate.generate)
 app.command()(bundles.export)
 app.command()(bundles.inspect)
 app.command()(bundles.verify)
+app.command()(plan.plan)
 app.command()(doctor.doctor)
 
 
@@ -67,7 +68,7 @@ def main() -> None:
     except typer.TyperException as error:
         # No message: the help text was asked for, or shown because there were no arguments.
         if message := error.format_message():
-            _fail(f"{message} See 'speechssm --help'.", error.exit_code)
+            _fail(f"{message.rstrip('.')}: see 'speechssm --help'.", error.exit_code)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, typer.Abort) as error:
         _fail(_with_notes(error, "interrupted"), INTERRUPTED)
