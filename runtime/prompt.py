@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+
 import numpy as np
 
 from speechssm.axes import SAMPLE_RATE_HZ, TOKEN_FRAMES, TOKEN_SAMPLES
 from speechssm.engines.protocol import Graph
-from speechssm.errors import AudioError, SnapshotError
+from speechssm.errors import AudioError, BundleError, SnapshotError
 
 from . import codec
 from .acoustic import Voice
@@ -31,6 +33,17 @@ def tokenize(graph: Graph, audio: np.ndarray) -> np.ndarray:
     Every window has the full length; what is missing comes from the recording's own start, so that its
     last tokens sound mid-stream (paper section 3.3).
     """
+    work = tokenize_by_window(graph, audio)
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            tokens: np.ndarray = end.value
+            return tokens
+
+
+def tokenize_by_window(graph: Graph, audio: np.ndarray) -> Generator[None, None, np.ndarray]:
+    """:func:`tokenize` with a pause behind each window, so that other work fits in between."""
     windows = prompt_windows(len(audio), DEFAULT)
     rows = []
     for window in windows:
@@ -38,6 +51,12 @@ def tokenize(graph: Graph, audio: np.ndarray) -> np.ndarray:
         pieces += [audio[part.start : part.stop] for part in pad_ranges(len(audio), window.pad)]
         row = np.ascontiguousarray(np.concatenate(pieces)[None], np.float32)
         rows.append(graph.call({"audio": row}, ["tokens"])[0][0])
+        if len(rows[-1]) != DEFAULT.window:
+            raise BundleError(
+                f"the tokenizer gave {len(rows[-1])} tokens for a window of {DEFAULT.window}: its graph does not fit "
+                "this runtime, export the model again"
+            )
+        yield
     return np.array(merge_tokens(windows, rows), np.int64)
 
 

@@ -1,0 +1,102 @@
+"""Where a session's audio waits for its reader: bounded by the scheduler, ended exactly once.
+
+The engine's thread puts, any other thread takes. The only lock of a stream is in here.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from speechssm.axes import SAMPLE_RATE_HZ
+
+
+@dataclass(frozen=True)
+class End:
+    """The one terminal event of a stream.
+
+    ``code`` says what failed: 'unhealthy' (the model's state), 'engine', 'audio', 'settings', 'memory',
+    'idle' (nobody read), 'closed' (the service shut down) or 'internal'; empty otherwise.
+    """
+
+    kind: Literal["finished", "cancelled", "failed"]
+    code: str = ""
+    message: str = ""
+
+
+class Outlet:
+    """Audio (n) on its way to one reader."""
+
+    def __init__(self) -> None:
+        self._change = threading.Condition()
+        self._pieces: deque[np.ndarray] = deque()
+        self._unread = 0
+        self._end: End | None = None
+        self.ends = 0
+        """Terminal events given; one at most."""
+        self.on_change: Callable[[], None] | None = None
+        """Told of every piece and of the end, in the engine's thread."""
+        self.on_take: Callable[[], None] | None = None
+        """Told when the reader took something, in the reader's thread."""
+
+    # engine's side
+
+    def put(self, piece: np.ndarray) -> None:
+        """Add audio. After the end nothing can be added."""
+        assert self._end is None, "audio after the end of a stream"
+        with self._change:
+            self._pieces.append(piece)
+            self._unread += len(piece)
+            self._change.notify_all()
+        self._tell(self.on_change)
+
+    def finish(self, end: End) -> None:
+        """Give the terminal event. What is unread stays readable, unless the stream was cancelled."""
+        assert self._end is None, "a second terminal event"
+        with self._change:
+            self._end = end
+            self.ends += 1
+            if end.kind == "cancelled":
+                self._pieces.clear()
+                self._unread = 0
+            self._change.notify_all()
+        self._tell(self.on_change)
+
+    @property
+    def unread_s(self) -> float:
+        """Seconds of audio not taken."""
+        return self._unread / SAMPLE_RATE_HZ
+
+    def unread(self) -> np.ndarray:
+        """A copy of the audio (n) not taken."""
+        with self._change:
+            return np.concatenate([np.empty(0, np.float32), *self._pieces])
+
+    # reader's side
+
+    @property
+    def end(self) -> End | None:
+        """The terminal event, once the engine gave it; audio may still be unread."""
+        return self._end
+
+    def take(self, timeout: float | None = None) -> np.ndarray | End | None:
+        """The next piece, or the end once all pieces are taken; None when nothing came in ``timeout`` seconds."""
+        with self._change:
+            if not self._change.wait_for(lambda: self._pieces or self._end, timeout):
+                return None
+            if not self._pieces:
+                return self._end
+            piece = self._pieces.popleft()
+            self._unread -= len(piece)
+        self._tell(self.on_take)
+        return piece
+
+    @staticmethod
+    def _tell(whom: Callable[[], None] | None) -> None:
+        if whom is not None:
+            whom()

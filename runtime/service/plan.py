@@ -1,0 +1,121 @@
+"""What to do next: a pure function of a view. It decides one unit of work; nothing is begun here.
+
+Two orders take turns. While nobody would run dry if everyone else went first, the order is the one with
+the widest steps: prompts, then audio, then windows, and the language model only when all who can have
+come back to it. As soon as somebody would, the one who runs dry first goes first, and others come along
+for as much as fits in the same call. Offline jobs never run dry, so they fill what is left.
+
+While real-time sessions decode, a prompt is read a few tokens at a time with a step between each two
+readings: decoding goes on at no less than two thirds of its pace, whatever arrives.
+"""
+
+from __future__ import annotations
+
+import math
+from enum import IntEnum
+from typing import NamedTuple
+
+from ..lm import CHUNK_TOKENS
+from .buckets import together
+from .limits import ServiceLimits
+from .slack import is_urgent, slack
+from .view import ServiceView, SessionView, Stage
+
+
+class Kind(IntEnum):
+    """Kinds of work, in the order for throughput."""
+
+    READ = 0
+    SLICE = 1
+    PASS = 2
+    BEGIN = 3
+    STEP = 4
+
+
+class Task(NamedTuple):
+    """Something one session could do now."""
+
+    kind: Kind
+    session: SessionView
+    due: float
+
+
+class Work(NamedTuple):
+    """One unit of work: ``sessions`` are numbers, in order; ``amount`` prompt tokens or steps."""
+
+    kind: Kind
+    sessions: tuple[int, ...]
+    amount: int = 1
+    batch: int | None = None
+
+
+def tasks(view: ServiceView, limits: ServiceLimits) -> list[Task]:
+    """Everything that can be done. A paused session does nothing, nor one whose reader is far behind."""
+    found = []
+    for s in view.sessions:
+        if s.paused or s.stage in (Stage.QUEUED, Stage.ENDED):
+            continue
+        if s.stage == Stage.READING:
+            found.append(Task(Kind.READ, s, s.codes_due))
+            continue
+        if s.has_audio and s.buffered_s < limits.buffer_s:
+            found.append(Task(Kind.SLICE, s, s.audio_due))
+        if s.complete or s.ahead_s >= limits.lookahead_s:
+            continue
+        if s.batch is not None:
+            found.append(Task(Kind.PASS, s, s.codes_due))
+        elif s.missing:
+            found.append(Task(Kind.STEP, s, s.codes_due))
+        elif s.window is not None:
+            found.append(Task(Kind.BEGIN, s, s.codes_due))
+    return found
+
+
+def plan(view: ServiceView, limits: ServiceLimits) -> Work | None:
+    """The next unit of work, or None when there is nothing to do."""
+    found = tasks(view, limits)
+    if not found:
+        return None
+    chosen = _choose(found, view)
+    steps = [t for t in found if t.kind == Kind.STEP]
+    beside = any(t.kind == Kind.READ for t in found) and any(t.session.realtime for t in steps)
+    if chosen.kind == Kind.READ and view.last_read and beside:
+        chosen = min(steps, key=_by_due)
+    number = chosen.session.number
+    if chosen.kind == Kind.READ:
+        return Work(Kind.READ, (number,), limits.chunk_beside if beside else CHUNK_TOKENS)
+    if chosen.kind == Kind.SLICE:
+        return Work(Kind.SLICE, (number,))
+    if chosen.kind == Kind.PASS:
+        return Work(Kind.PASS, (number,), batch=chosen.session.batch)
+    if chosen.kind == Kind.BEGIN:
+        assert chosen.session.window is not None
+        waiting = [(t.session.number, t.session.window) for t in _first(chosen, found) if t.session.window]
+        return Work(Kind.BEGIN, together(chosen.session.window, waiting, limits.pass_tokens))
+    going = [t.session for t in _first(chosen, steps)][: limits.rows]
+    burst = 1 if beside else min(limits.burst, *(s.missing for s in going))
+    return Work(Kind.STEP, tuple(s.number for s in going), burst)
+
+
+def _choose(found: list[Task], view: ServiceView) -> Task:
+    costs = {t.session.number: t.session.cost_s for t in found if math.isfinite(t.due)}
+    total = sum(costs.values())
+    urgent = []
+    for t in found:
+        if math.isfinite(t.due):
+            own = 0.0 if t.kind == Kind.SLICE else t.session.cost_s
+            if is_urgent(slack(t.due, own, view.now), total - t.session.cost_s):
+                urgent.append(t)
+    if urgent:
+        return min(urgent, key=_by_due)
+    return min(found, key=lambda t: (t.kind, t.due, t.session.number))
+
+
+def _first(chosen: Task, found: list[Task]) -> list[Task]:
+    """Tasks of the chosen one's kind, it first, then by urgency."""
+    same = sorted((t for t in found if t.kind == chosen.kind), key=_by_due)
+    return [chosen, *(t for t in same if t.session.number != chosen.session.number)]
+
+
+def _by_due(task: Task) -> tuple[float, Kind, int]:
+    return task.due, task.kind, task.session.number
