@@ -19,8 +19,12 @@ int report(const char* format, ...) noexcept {
     va_start(words, format);
     std::vsnprintf(last_error, sizeof last_error, format, words);
     va_end(words);
-    if (nvinfer1::ILoggerFinder* finder = logger_finder.load())
-        if (nvinfer1::ILogger* logger = finder->findLogger()) logger->log(nvinfer1::ILogger::Severity::kERROR, last_error);
+    nvinfer1::ILoggerFinder* finder = logger_finder.load();
+    nvinfer1::ILogger* logger = finder ? finder->findLogger() : nullptr;
+    if (logger)
+        logger->log(nvinfer1::ILogger::Severity::kERROR, last_error);
+    else  // TensorRT-RTX 1.7 hands out a finder that finds none; the sentence must not be lost
+        std::fprintf(stderr, "speechssm plugin: %s\n", last_error);
     return -1;
 }
 
