@@ -111,13 +111,15 @@ def settings_of(
 
 GROUPS: dict[str, set[str] | None] = {
     "lm": None,
-    "tokens": None,
-    "stitch": None,
+    "tokens": {"head", "tail", "start"},
+    "stitch": {"codes", "place"},
     "codec": None,
     "voice": {"tokens", "codes"},
     "tail": {"pending", "held"},
 }
 """Groups of tensors and the names in them; None where whoever restores the group checks it."""
+_WHOLE = ("tokens", "stitch", "voice")
+"""Groups that hold int64 only."""
 
 
 def flat(groups: Mapping[str, Tensors]) -> Tensors:
@@ -136,11 +138,20 @@ def grouped(tensors: Tensors) -> dict[str, Tensors]:
             raise SnapshotError(
                 f"tensor {name} of the snapshot is not finite: a session cannot go on from it"
             )
+        if group in _WHOLE and array.dtype != np.int64:
+            raise SnapshotError(f"tensor {name} of the snapshot is {array.dtype}, not int64: it is damaged")
         groups[group][rest] = array
     for group, names in GROUPS.items():
         if names is not None and groups[group].keys() != names:
             raise SnapshotError(f"the snapshot is damaged: its {group} needs {' and '.join(sorted(names))}")
     return groups
+
+
+def check_sent(group: Tensors, codes: int) -> None:
+    """Raise SnapshotError unless the codes kept for later windows are this model's."""
+    sent = group["codes"]
+    if sent.size and not (sent.min() >= 0 and sent.max() < codes):
+        raise SnapshotError(f"the snapshot's sent codes lie outside this model's {codes}")
 
 
 def check_tail(group: Tensors, levels: int, codes: int) -> None:

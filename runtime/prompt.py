@@ -17,8 +17,8 @@ from .windows import DEFAULT, SPEAKER_TOKENS, merge_tokens, pad_ranges, prompt_w
 
 def check_voice(voice: Voice, vocab: int, levels: int, codes: int) -> None:
     """Raise SnapshotError unless the tokens and codes of ``voice`` fit a model of these sizes."""
-    t = len(voice.tokens)
-    if t != SPEAKER_TOKENS or voice.codes.shape != (levels, TOKEN_FRAMES * t):
+    shapes = ((SPEAKER_TOKENS,), (levels, TOKEN_FRAMES * SPEAKER_TOKENS))
+    if (voice.tokens.shape, voice.codes.shape) != shapes:
         raise SnapshotError(
             "the snapshot's speaker prompt has another shape than this model's: it is of another bundle"
         )

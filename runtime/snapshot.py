@@ -43,8 +43,10 @@ def write_snapshot(path: Path, frozen: Frozen, digest: str) -> Path:
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
-    except OSError as error:
-        raise SnapshotError(f"cannot write the snapshot {path}: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:
+        raise SnapshotError(
+            f"cannot write the snapshot {path}: {getattr(error, 'strerror', None) or error}; give another place"
+        ) from error
     return path
 
 

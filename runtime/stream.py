@@ -23,7 +23,17 @@ from speechssm.errors import SessionFailed
 from .acoustic import Voice, WindowRow
 from .clock import SessionStats
 from .codec import SLICE_FRAMES
-from .frozen import Frozen, Tensors, check_tail, check_together, flat, grouped, parse_meta, settings_of
+from .frozen import (
+    Frozen,
+    Tensors,
+    check_sent,
+    check_tail,
+    check_together,
+    flat,
+    grouped,
+    parse_meta,
+    settings_of,
+)
 from .lm import SavedRow
 from .prompt import check_voice
 from .random import acoustic_uniforms
@@ -209,6 +219,7 @@ class Stream:
         vocab = stages.language_model.vocab
         check_voice(voice, vocab, stages.levels, stages.codes)
         check_tail(groups["tail"], stages.levels, stages.codes)
+        check_sent(groups["stitch"], stages.codes)
         stream = cls(stages, settings, voice)
         stream.tokens.restore(groups["tokens"], vocab)
         stream.stitcher.restore(groups["stitch"])

@@ -22,10 +22,10 @@ PART_BYTES = 1 << 38
 
 GRAPH_BYTES = 64 << 20
 """Largest .onnx file: graphs hold no weights, so real ones are far smaller."""
-GRAPH_FIELDS = 1_000_000
-"""Most protobuf fields of a graph, which bounds the time and memory of the check; ``9b`` has 40 000."""
-GRAPH_NODES = 100_000
-"""Most nodes of a graph once its functions are written out."""
+GRAPH_FIELDS = 400_000
+"""Most protobuf fields of a graph, which bounds the time and memory of the check; ``9b`` has 55 000."""
+GRAPH_NODES = 50_000
+"""Most nodes of a graph once its functions are written out; ``9b`` has 4 500."""
 GRAPH_DEPTH = 8
 """Deepest nesting of graphs in nodes (a Scan body is 1)."""
 GRAPH_FUNCTIONS = 64

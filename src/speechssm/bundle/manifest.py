@@ -41,7 +41,7 @@ WeightFile = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,115}\.s
 GraphName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,63}$")]
 Axis = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,15}$")] | Annotated[int, Field(ge=0, le=limits.SIZE)]
 DType = Literal["float32", "float16", "int64", "int32", "bool"]
-Storage = Literal["float32", "float16", "bfloat16"]
+Storage = Literal["float32", "float16", "bfloat16", "int8", "int4", "dynamic_int8"]
 
 
 class FileEntry(Shape):
@@ -182,6 +182,16 @@ class Manifest(Shape):
         missing = [g for g in self.needed_graphs() if g not in self.graphs]
         if missing:
             raise ValueError(f"graphs are missing: {', '.join(missing)}")
+        if self.lm.k_max > self.lm.shape.vocab:
+            raise ValueError("k_max is larger than the vocabulary")
+        if _by_name(self.graphs["lm_step"].state) != _by_name(self.graphs["lm_chunk"].state):
+            raise ValueError("lm_step and lm_chunk carry different states")
+        if self.acoustic:
+            acoustic, windows = self.acoustic.shape, self.windows
+            if acoustic.levels > limits.LEVELS:
+                raise ValueError(f"more than {limits.LEVELS} codec levels")
+            if windows.window_tokens > acoustic.max_tokens or windows.prefix_tokens != acoustic.prompt_tokens:
+                raise ValueError("windows and acoustic stage have different lengths")
         if self.tokenizer and self.acoustic and self.codec:
             if not self.lm.shape.vocab == self.tokenizer.shape.vocab == self.acoustic.shape.vocab:
                 raise ValueError("language model, tokenizer and acoustic stage have different vocabularies")
