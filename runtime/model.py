@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -147,6 +148,24 @@ class Model:
         Raises AudioError for a recording that cannot be used, SettingsError for a setting outside its
         range, BundleError when the bundle cannot speak.
         """
+        settings = self.settings(
+            seed=seed, temperature=temperature, top_k=top_k, top_p=top_p, ramp=ramp, schedule=schedule
+        )
+        audio = read_audio(prompt, rate_hz)
+        other = None if speaker is None else read_audio(speaker, speaker_rate_hz)
+        return self._start(settings, audio, other)
+
+    def settings(
+        self,
+        *,
+        seed: int | None = None,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        ramp: bool = False,
+        schedule: str | AcousticSchedule = "default",
+    ) -> SessionSettings:
+        """The settings of a session, checked against this bundle. Raises SettingsError or BundleError."""
         settings = SessionSettings(
             seed=secrets.randbits(63) if seed is None else seed,
             sampler=SamplerSettings(temperature, top_k, top_p),
@@ -154,9 +173,29 @@ class Model:
             acoustic=named_schedule(schedule),
         )
         self.stages.check(settings.sampler, settings.windows, settings.acoustic)
-        audio = read_audio(prompt, rate_hz)
-        other = None if speaker is None else read_audio(speaker, speaker_rate_hz)
-        return self._start(settings, audio, other)
+        return settings
+
+    def generate_many(
+        self,
+        prompts: Iterable[Recording],
+        *,
+        seconds: float,
+        seeds: Iterable[int] | None = None,
+        together: int = 16,
+        **options: Any,
+    ) -> Iterator[Speech]:
+        """Continue many prompts at once, ``together`` at a time; yields in the order of ``prompts``.
+
+        Each sounds as :meth:`generate` with the same seed makes it, sample for sample; together they take
+        less time, since all share the language model's steps. ``options`` are those of :meth:`generate`
+        but ``seed``. All audio is in memory at the end: for long streams use a
+        :class:`~speechssm.runtime.service.service.Service`.
+
+        Raises what :meth:`generate` raises, for the first prompt that fails; the others are then cancelled.
+        """
+        from .service.many import generate_many
+
+        return generate_many(self, prompts, seconds=seconds, seeds=seeds, together=together, **options)
 
     def restore(self, path: str | PathLike[str]) -> Session:
         """A session that goes on from a snapshot of this bundle; ``resume()`` ends its stream.

@@ -54,6 +54,8 @@ class Scheduler(Generic[B]):
         self.tally = Tally()
         self.costs = Costs()
         self.clock = clock
+        self.on_live: Callable[[Entry[B]], None] = lambda entry: None
+        """Told of a session that begins to speak, before its first step here."""
         self._interrupted = interrupted
         self._numbers = 0
         self._last_read = False
@@ -167,6 +169,7 @@ class Scheduler(Generic[B]):
             self.tally.stage_s["read"] += self.clock() - started
         if read:
             entry.stage = Stage.LIVE
+            self.on_live(entry)
             self._look(entry)
 
     # language model
@@ -313,12 +316,12 @@ class Scheduler(Generic[B]):
             results = group.batch.finish(wanted)
         except Exception as error:
             results = [error] * len(wanted)
-        for entry, error in zip(group.members, results, strict=True):
+        for entry, reason in zip(group.members, results, strict=True):
             if entry is None:
                 continue
             entry.group = None
-            if error is not None:
-                self._fail(entry, error)
+            if reason is not None:
+                self._fail(entry, reason)
             else:
                 self.tally.windows += 1
                 self._look(entry)

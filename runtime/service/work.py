@@ -38,7 +38,7 @@ class Speaker:
         self.settings = settings
         self.stream: Stream | None = None
         self.saved: SavedRow | None = None
-        self._asked = asked
+        self.asked = asked
         self._audio: np.ndarray | None = audio
         self._other = other
         self._chunk = 1
@@ -72,7 +72,7 @@ class Speaker:
             prefill.step(self._chunk)
             yield
         stream = Stream(stages, settings, voice)
-        stream.position, stream.asked = len(tokens), self._asked
+        stream.position, stream.asked = len(tokens), self.asked
         self.saved, self.stream = prefill.saved(), stream
 
     # Body
