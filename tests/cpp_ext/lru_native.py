@@ -3,37 +3,16 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import c_int32, c_int64, c_uint64, c_void_p
+from ctypes import c_int32, c_int64, c_void_p
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 
+from speechssm.cpp_ext.native import RGLRU, Conv4
+
 DTYPES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, np.dtype(ml_dtypes.bfloat16): 2}
 SCALAR, AVX2, AVX512 = 0, 1, 2
-
-
-class RGLRU(ctypes.Structure):
-    _fields_ = [
-        ("struct_bytes", c_uint64),
-        *[(n, c_int32) for n in ("dtype", "tokens", "rows", "width", "slot_count", "chunk")],
-        ("token_stride", c_int64),
-        ("row_stride", c_int64),
-        *[(n, c_void_p) for n in ("x", "gate_x", "gate_a", "branch", "y", "decay", "state_in", "state_out")],
-        *[(n, c_void_p) for n in ("position", "lengths", "active", "slots", "workspace")],
-        ("workspace_bytes", c_int64),
-    ]
-
-
-class Conv4(ctypes.Structure):
-    _fields_ = [
-        ("struct_bytes", c_uint64),
-        *[(n, c_int32) for n in ("dtype", "tokens", "rows", "width", "slot_count", "reserved")],
-        ("token_stride", c_int64),
-        ("row_stride", c_int64),
-        *[(n, c_void_p) for n in ("u", "y", "weight", "bias", "state_in", "state_out")],
-        *[(n, c_void_p) for n in ("position", "lengths", "active", "slots")],
-    ]
 
 
 def pointer(array: np.ndarray | None) -> int | None:

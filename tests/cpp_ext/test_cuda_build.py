@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from speechssm.cpp_ext.build import SOURCES, library_file
+from speechssm.cpp_ext.native import RGLRU
 from tests.cpp_ext.conftest import built
-from tests.cpp_ext.lru_native import RGLRU
 
 KERNELS = {
     "rglru_step_1": 3, "rglru_step_2": 3, "rglru_scan_1_reduce": 3, "rglru_scan_1_carry": 1,

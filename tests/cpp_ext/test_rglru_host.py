@@ -8,7 +8,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from tests.cpp_ext.lru_native import AVX2, AVX512, RGLRU, SCALAR, HostLibrary
+from speechssm.cpp_ext.native import RGLRU
+from tests.cpp_ext.lru_native import AVX2, AVX512, SCALAR, HostLibrary
 from tests.cpp_ext.lru_reference import assert_close, errors, random_case, rglru
 
 CHUNKS = (1, 2, 3, 127, 128, 129, 1000)
