@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from onnx import TensorProto
 
 import speechssm
 from speechssm.bundle.manifest import (
@@ -26,6 +25,7 @@ from speechssm.bundle.shapes import AcousticShape, CodecShape, LMShape, Tokenize
 from speechssm.errors import ExportError
 
 from .card import CARD, model_card
+from .checkpoints.layout import parameter_shapes
 from .checkpoints.read import Source, read_checkpoint
 from .checkpoints.seeded import seeded_griffin
 from .graphs.builder import OPSET
@@ -34,14 +34,12 @@ from .graphs.sampler import K_MAX
 from .models.griffin import Griffin
 from .models.transformer import Attention, transformer_shape
 from .package import new_folder, part_file, write_graph, write_manifest, write_parts
-from .parity import Parity, check_lm
+from .parity import GATES, Parity, check_lm
 from .parity.html import page
 from .parts import PARTS, AnyShape, seeded_model
 from .presets import PRESETS, Preset
-from .storage import stored_parameters
+from .storage import STORED, Storage, is_integer, stored_parameters, stored_weights
 
-Storage = Literal["float32", "float16", "bfloat16"]
-STORED = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
 LRU_MARGIN = 100.0
 """The watchdog's limit over the largest state the exporter saw."""
 _PART_ENTRIES: dict[str, Any] = {"tokenizer": TokenizerPart, "acoustic": AcousticPart, "codec": CodecPart}
@@ -178,21 +176,25 @@ def export_models(
     missed, or the disk fails; no bundle is left then. After a missed gate the report is kept beside the
     target as ``<target>.parity.json`` and ``.html``.
     """
-    stored = STORED[storage]
     lm = shapes.get("lm")
     if not isinstance(lm, LMShape):
         raise ExportError("a bundle needs a language model: give at least the part 'lm'")
     _check_together(shapes)
+    storages: dict[str, Storage] = {
+        part: "float16" if part != "lm" and is_integer(storage) else storage for part in shapes
+    }
     source = models["lm"]
     parameters = model_parameters(source) if isinstance(source, Griffin) else source
     assert isinstance(parameters, Mapping)
     with new_folder(Path(target), overwrite=overwrite) as folder:
         builders = {
-            graph: build(shapes[part], stored)
+            graph: build(shapes[part], STORED[storages[part]])
             for part in shapes
             for graph, (build, _) in PARTS[part].graphs.items()
         }
-        weights: dict[str, Mapping[str, np.ndarray]] = {"lm": griffin_weights(lm, parameters)}
+        weights: dict[str, Mapping[str, np.ndarray]] = {
+            "lm": stored_weights(lm, griffin_weights(lm, parameters), storage)
+        }
         weights.update({part: PARTS[part].weights(models[part]) for part in shapes if part != "lm"})
         with torch.no_grad():
             write_parts(folder, builders, weights)
@@ -201,7 +203,7 @@ def export_models(
             for part in shapes
             for graph, (_, state) in PARTS[part].graphs.items()
         }
-        count = sum(math.prod(u.shape) for u in builders["lm_step"].weights.values())
+        count = sum(math.prod(s) for s in parameter_shapes(lm).values())
         parity = check_lm(
             folder,
             graphs,
@@ -210,6 +212,7 @@ def export_models(
             storage=storage,
             count=count,
             rollout=rollout,
+            gate=GATES[storage],
             threads=threads,
         )
         _keep_report(parity, folder, Path(target), name)
@@ -222,7 +225,7 @@ def export_models(
         def manifest(files: dict[str, FileEntry]) -> Manifest:
             lm_part = LMPart(shape=lm, storage=storage, k_max=min(K_MAX, lm.vocab), lru_limit=limit)
             others = {
-                part: entry(shape=shapes[part], storage=storage)
+                part: entry(shape=shapes[part], storage=storages[part])
                 for part, entry in _PART_ENTRIES.items()
                 if part in shapes
             }

@@ -32,6 +32,8 @@ _TENSOR_TYPES: dict[int, str] = {
     TensorProto.FLOAT: "F32",
     TensorProto.FLOAT16: "F16",
     TensorProto.BFLOAT16: "BF16",
+    TensorProto.INT8: "I8",
+    TensorProto.UINT8: "U8",
 }
 _VALUE_TYPES: dict[int, DType] = {
     TensorProto.FLOAT: "float32",
@@ -80,7 +82,9 @@ def _converted(
 
 
 def narrowed(name: str, array: np.ndarray, dtype: str) -> np.ndarray:
-    """``array`` in storage type F32, F16 or BF16 (as uint16, rounded to nearest even)."""
+    """``array`` in storage type F32, F16 or BF16 (as uint16, rounded to nearest even); integers as they are."""
+    if dtype in ("I8", "U8"):
+        return array
     array = np.asarray(array, np.float32)
     if dtype == "F32":
         return array

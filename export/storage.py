@@ -1,38 +1,118 @@
-"""Weights as a bundle stores them: what narrowing does to a parameter before it is widened again."""
+"""How a bundle stores weights: the graph builders' codes, the arrays, and what is lost on the way.
+
+``float32``, ``float16`` and ``bfloat16`` are one type for every matrix, widened when a graph is loaded.
+``int8``, ``int4`` and ``dynamic_int8`` are described in :mod:`.graphs.quantized`; they apply to the
+language model, and the other parts are then stored as float16.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Literal, get_args
 
 import numpy as np
+from onnx import TensorProto
 
+from speechssm.bundle.shapes import LMShape
+
+from .graphs.quantized import BLOCKS_INT4, BLOCKS_INT8, DYNAMIC_INT8, HEAD_BITS
 from .lazy import LazyArrays
 from .package import narrowed
+from .quantize import quantize, quantize_columns, through
 
-_TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+Storage = Literal["float32", "float16", "bfloat16", "int8", "int4", "dynamic_int8"]
+Parameters = Mapping[str, np.ndarray]
+
+STORED: dict[str, int] = {
+    "float32": TensorProto.FLOAT,
+    "float16": TensorProto.FLOAT16,
+    "bfloat16": TensorProto.BFLOAT16,
+    "int8": BLOCKS_INT8,
+    "int4": BLOCKS_INT4,
+    "dynamic_int8": DYNAMIC_INT8,
+}
+"""The ``stored`` argument of the graph builders."""
+_FLOATS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+_BITS = {"int8": 8, "int4": 4}
+
+
+def is_integer(storage: str) -> bool:
+    """True for the storages that only the language model's graphs know."""
+    return storage not in _FLOATS
 
 
 def is_matrix(name: str) -> bool:
-    """True for the parameters that are stored narrow; norms, biases, conv and decay stay float32."""
+    """True for the parameters that float storages narrow; norms, biases, conv and decay stay float32."""
     return name in ("embed", "head") or name.endswith(".weight")
 
 
-def stored_parameters(parameters: Mapping[str, np.ndarray], storage: str) -> Mapping[str, np.ndarray]:
-    """``parameters`` after a trip through ``storage`` and back to float32.
+def is_gate(name: str) -> bool:
+    """True for the block-diagonal gates, which stay float32 beside integer matrices."""
+    return "_gate." in name
+
+
+def stored_weights(shape: LMShape, weights: Parameters, storage: Storage) -> Parameters:
+    """The arrays of the LM graphs in ``storage``, from the float32 ones of ``griffin_weights``."""
+    if not is_integer(storage):
+        return weights
+    makers: dict[str, Callable[[], np.ndarray]] = {name: _read(weights, name) for name in weights}
+    head = _read(weights, "embed" if shape.tied_head else "head")
+    makers.pop("head", None)
+    for name in [n for n in makers if n.endswith(".weight")]:
+        makers.pop(name)
+        _pair(makers, name, _transposed(weights, name), _BITS.get(storage))
+    _pair(makers, "head", head, HEAD_BITS if storage in _BITS else None)
+    return LazyArrays(makers)
+
+
+def _pair(
+    makers: dict[str, Callable[[], np.ndarray]], name: str, matrix: Callable[[], np.ndarray], bits: int | None
+) -> None:
+    """Numbers and scales of one (out, in) matrix; quantized anew for each, so that neither is kept."""
+
+    def both() -> tuple[np.ndarray, np.ndarray]:
+        if bits is not None:
+            return quantize(matrix(), bits)
+        return quantize_columns(np.ascontiguousarray(matrix().T))
+
+    makers[f"{name}.q"] = lambda: both()[0]
+    makers[f"{name}.s"] = lambda: both()[1]
+
+
+def stored_parameters(parameters: Parameters, storage: Storage) -> Parameters:
+    """Griffin's ``parameters`` after a trip through ``storage`` and back to float32.
 
     The reference of a parity report runs on these, so that the report measures the graphs; what the
-    storage itself costs in quality is measured by ``--quantize``.
+    storage itself costs in quality is measured by ``--quantize``. Integer storages give a ``head`` of its
+    own even where it is tied: the embedding's rows and the head are then rounded differently.
     """
     if storage == "float32":
         return parameters
-    kind = _TYPES[storage]
-    return LazyArrays({name: _through(parameters, name, kind) for name in parameters})
+    makers: dict[str, Callable[[], np.ndarray]] = {}
+    for name in parameters:
+        makers[name] = _through(parameters, name, storage)
+    if is_integer(storage):
+        source = "head" if "head" in parameters else "embed"
+        bits = HEAD_BITS if storage in _BITS else None
+        makers["head"] = lambda: _there_and_back(parameters[source], bits)
+    return LazyArrays(makers)
 
 
-def _through(parameters: Mapping[str, np.ndarray], name: str, kind: str) -> Callable[[], np.ndarray]:
-    if not is_matrix(name):
-        return lambda: parameters[name]
-    return lambda: widened(narrowed(name, parameters[name], kind))
+def _through(parameters: Parameters, name: str, storage: Storage) -> Callable[[], np.ndarray]:
+    if not is_matrix(name) or (is_integer(storage) and is_gate(name)):
+        return _read(parameters, name)
+    if not is_integer(storage) or name == "embed":
+        kind = _FLOATS.get(storage, "F16")
+        return lambda: widened(narrowed(name, parameters[name], kind))
+    return lambda: _there_and_back(parameters[name], _BITS.get(storage))
+
+
+def _there_and_back(matrix: np.ndarray, bits: int | None) -> np.ndarray:
+    """An (out, in) matrix through blocks of ``bits``, or through int8 with a scale for each output."""
+    if bits is not None:
+        return through(matrix, bits)
+    numbers, scale = quantize_columns(np.ascontiguousarray(matrix.T))
+    return np.ascontiguousarray((numbers.astype(np.float32) * scale).T)
 
 
 def widened(array: np.ndarray) -> np.ndarray:
@@ -40,3 +120,14 @@ def widened(array: np.ndarray) -> np.ndarray:
     if array.dtype == np.uint16:
         return (array.astype(np.uint32) << 16).view(np.float32)
     return array.astype(np.float32)
+
+
+def _read(parameters: Parameters, name: str) -> Callable[[], np.ndarray]:
+    return lambda: parameters[name]
+
+
+def _transposed(weights: Parameters, name: str) -> Callable[[], np.ndarray]:
+    return lambda: np.ascontiguousarray(weights[name].T)
+
+
+STORAGES: tuple[str, ...] = get_args(Storage)

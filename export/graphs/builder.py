@@ -62,7 +62,9 @@ class _Body:
 class GraphBuilder:
     """Builds one ONNX model at the pinned opset. Value names are unique and carry the current scope."""
 
-    def __init__(self, name: str, *, opset: int = OPSET, custom_domains: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self, name: str, *, opset: int = OPSET, custom_domains: Mapping[str, int] | None = None
+    ) -> None:
         self.name = name
         self.opset = opset
         self.custom_domains = dict(custom_domains or {})
@@ -113,7 +115,9 @@ class GraphBuilder:
         if known is None:
             known = f"const_{len(self._top.constants)}"
             self._top.constants[key] = known
-            self._top.initializers.append(numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), known))
+            self._top.initializers.append(
+                numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), known)
+            )
         return known
 
     def weight(self, part: str, name: str, shape: Sequence[int], stored: int = FLOAT) -> str:
@@ -126,7 +130,9 @@ class GraphBuilder:
         known = self.weights.get(key)
         if known is not None:
             if known != use:
-                raise ExportError(f"weight {name} of part {part} is declared twice with different shapes or types")
+                raise ExportError(
+                    f"weight {name} of part {part} is declared twice with different shapes or types"
+                )
             return f"{key}/f32" if stored in (FLOAT16, TensorProto.BFLOAT16) else key
         self.weights[key] = use
         if stored in (FLOAT16, TensorProto.BFLOAT16):
@@ -135,6 +141,14 @@ class GraphBuilder:
                 helper.make_node("Cast", [key], [f"{key}/f32"], to=FLOAT, name=f"cast_weight/{key}"),
             )
             return f"{key}/f32"
+        return key
+
+    def packed(self, part: str, name: str, shape: Sequence[int], dtype: int) -> str:
+        """Weight ``name`` of ``part`` as it is stored, whatever its type; nothing widens it."""
+        key = f"{part}:{name}"
+        use = WeightUse(part, name, tuple(int(s) for s in shape), dtype)
+        if self.weights.setdefault(key, use) != use:
+            raise ExportError(f"weight {name} of part {part} is declared twice with different shapes or types")
         return key
 
     def op(self, kind: str, *inputs: str, domain: str = "", name: str = "", **attributes: Any) -> str:

@@ -58,9 +58,19 @@ class Nodes:
         rms = g.op("Sqrt", g.op("Add", mean, g.const(np.float32(self.shape.norm_eps))))
         return g.op("Mul", g.op("Div", x, rms), self.vector(name, self.shape.width))
 
+    def product(self, x: str, name: str, fan_in: int, fan_out: int) -> str:
+        """x (r, fan_in) times the matrix of linear layer ``name`` -> (r, fan_out)."""
+        return self.g.op("MatMul", x, self.matrix(f"{name}.weight", fan_in, fan_out))
+
+    def unembed(self, x: str, value: str) -> str:
+        """x (r,d) times the transposed embedding or head -> (r,v), called ``value``."""
+        s = self.shape
+        head = self.matrix("embed" if s.tied_head else "head", s.vocab, s.width)
+        return self.g.op("Gemm", x, head, transB=1, name=value)
+
     def linear(self, x: str, name: str, fan_in: int, fan_out: int, *, bias: bool = True) -> str:
         """(r, fan_in) -> (r, fan_out)."""
-        y = self.g.op("MatMul", x, self.matrix(f"{name}.weight", fan_in, fan_out))
+        y = self.product(x, name, fan_in, fan_out)
         return self.g.op("Add", y, self.vector(f"{name}.bias", fan_out)) if bias else y
 
     def activation(self, x: str) -> str:
@@ -81,10 +91,9 @@ class Nodes:
     def logits(self, x: str) -> str:
         """(r,d) -> (r,v), soft-capped."""
         g, s = self.g, self.shape
-        head = self.matrix("embed" if s.tied_head else "head", s.vocab, s.width)
         if s.soft_cap is None:
-            return g.op("Gemm", x, head, transB=1, name=LOGITS)
-        y = g.op("Gemm", x, head, transB=1)
+            return self.unembed(x, LOGITS)
+        y = self.unembed(x, "unembed")
         cap = g.const(np.float32(s.soft_cap))
         return g.op("Mul", g.op("Tanh", g.op("Div", y, cap)), cap, name=LOGITS)
 
@@ -250,6 +259,10 @@ class Nodes:
         return q, self.rotate(kv[0], rotation), kv[1]
 
     # health
+
+    def unseen(self, x: str) -> list[str]:
+        """Checks (b) of values that a following linear layer would hide: none, a NaN passes through a product."""
+        return []
 
     def finite_zero(self, x: str) -> str:
         """(b,...) -> (b): zero, or NaN where a value of the row is not finite."""

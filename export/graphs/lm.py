@@ -67,10 +67,12 @@ def build_lm_step(shape: LMShape, stored: int = FLOAT, *, logits: bool = False) 
                 new[f"{name}_value"] = n.write_ring(value, v, column, active_column)
                 # The scores stand for the keys in the ring: an infinite key may get no weight and so stay
                 # unseen in the output. An infinite value is always seen there.
-                checks += [n.finite_zero(scores), n.finite_zero(k), n.finite_zero(v)]
+                checks += [n.finite_zero(scores), n.finite_zero(k), n.finite_zero(v), *n.unseen(attended)]
             x = g.op("Add", x, y)
             x = g.op("Add", x, n.mlp(n.norm(x, f"{name}.channel_norm"), f"{name}.mlp"))
-    logit = n.logits(n.norm(x, "final_norm"))
+    normed = n.norm(x, "final_norm")
+    checks += n.unseen(normed)
+    logit = n.logits(normed)
     chosen, logprob, finite = sample(g, logit, shape.vocab, given)
     new["position"] = g.op("Add", position, g.op("Cast", active, to=INT64))
     if shape.cache == "grow":

@@ -14,6 +14,7 @@ from speechssm.bundle.shapes import LMShape
 
 from .builder import GraphBuilder
 from .griffin_nodes import Nodes
+from .quantized import BlockNodes, DynamicNodes, nodes_class
 
 
 class GrowingNodes(Nodes):
@@ -54,6 +55,22 @@ class GrowingNodes(Nodes):
         return g.op("Transpose", ring, perm=[0, 2, 1, 3])
 
 
+class _GrowingBlockNodes(GrowingNodes, BlockNodes):
+    pass
+
+
+class _GrowingDynamicNodes(GrowingNodes, DynamicNodes):
+    pass
+
+
+_GROWING: dict[type[Nodes], type[Nodes]] = {
+    Nodes: GrowingNodes,
+    BlockNodes: _GrowingBlockNodes,
+    DynamicNodes: _GrowingDynamicNodes,
+}
+
+
 def nodes_of(g: GraphBuilder, shape: LMShape, stored: int) -> Nodes:
-    """The nodes a shape's cache asks for."""
-    return (GrowingNodes if shape.cache == "grow" else Nodes)(g, shape, stored)
+    """The nodes that a shape's cache and a storage type ask for."""
+    kind = nodes_class(stored)
+    return (_GROWING[kind] if shape.cache == "grow" else kind)(g, shape, stored)

@@ -22,7 +22,7 @@ from speechssm.errors import ExportError
 
 from ..models.griffin import lm_state
 from ..models.transformer import at_capacity
-from .compare import FLOAT_GATE, Comparison, Gate
+from .compare import FLOAT_GATE, GATES, Comparison, Gate
 from .reference import follow
 from .rollout import (
     Rollout,
@@ -229,4 +229,4 @@ def _position_failures(run: Rollout) -> list[str]:
     ][:1]
 
 
-__all__ = ["FLOAT_GATE", "Gate", "Parity", "check_lm", "rollout_steps"]
+__all__ = ["FLOAT_GATE", "GATES", "Gate", "Parity", "check_lm", "rollout_steps"]

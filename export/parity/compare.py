@@ -33,6 +33,16 @@ FLOAT_GATE = Gate(state=1e-3, logits=1e-3, cosine=1 - 1e-5, margin=1e-3, exact=T
 """The maths is float32 whatever the weights are stored as, and the reference has the stored weights."""
 
 
+GATES: dict[str, Gate] = {
+    **dict.fromkeys(("float32", "float16", "bfloat16"), FLOAT_GATE),
+    # 8-bit activations: a rounding that falls the other way moves a number by 1/127 of its row.
+    "dynamic_int8": Gate(state=0.15, logits=0.15, cosine=0.99, margin=0.1, exact=True),
+    "int8": Gate(state=0.15, logits=0.15, cosine=0.99, margin=0.1, exact=False),
+    "int4": Gate(state=0.15, logits=0.15, cosine=0.99, margin=0.1, exact=False),
+}
+"""By storage."""
+
+
 @dataclass
 class Difference:
     """The worst seen of one thing over a rollout."""

@@ -59,7 +59,8 @@ def follow(
             start = end
     norm = RMSNorm(shape.width, shape.norm_eps)
     norm.load_state_dict({"scale": _tensor(parameters["final_norm.scale"])})
-    head = _tensor(parameters["embed" if shape.tied_head else "head"]).T
+    # Integer storages round the head apart from the embedding it is tied to.
+    head = _tensor(parameters["head" if "head" in parameters else "embed"]).T
     start = 0
     for end in ends:
         logits = norm(x[:, start:end]) @ head

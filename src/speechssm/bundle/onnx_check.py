@@ -7,7 +7,8 @@ refused unless
 
 * its weights lie inline and fit their shapes, or are exactly one tensor of a safetensors file that the
   manifest lists for this graph;
-* its operators are ONNX's own or ours, and its functions are ours, do not recurse and do not blow up;
+* its operators are ONNX's own, ours, or one of a short list (FOREIGN), and its functions are ours, do
+  not recurse and do not blow up;
 * its inputs and outputs are those of the manifest.
 
 What it cannot find out is how much memory and time a graph of allowed operators takes when it runs:
@@ -31,6 +32,8 @@ from .wire import Span, WireError
 
 DOMAINS = frozenset({"", "ai.onnx", "speechssm"})
 """Operator domains a graph may use; ``ai.onnx`` is another name of the empty one."""
+FOREIGN = frozenset({("com.microsoft", "MatMulNBits")})
+"""Single operators of other domains: ONNX Runtime's product with weights of 4 or 8 bits, which opens nothing."""
 OURS = "speechssm"
 """The one domain of model-local functions."""
 
@@ -230,7 +233,7 @@ class _Walk:
         self._check_domain(texts["domain"], texts["op_type"])
         plain = texts["domain"] in ("", "ai.onnx")
         self.operators[texts["op_type"] if plain else f"{texts['domain']}::{texts['op_type']}"] += 1
-        if not plain:
+        if texts["domain"] == OURS:
             calls[texts["op_type"], texts["overload"]] += 1
         return nodes
 
@@ -251,9 +254,14 @@ class _Walk:
         self._check_domain(domain, "")
 
     def _check_domain(self, domain: str, operator: str) -> None:
-        if domain not in DOMAINS:
+        if domain not in DOMAINS and not self._is_foreign(domain, operator):
             what = f"operator {operator} of" if operator else "operators of"
             raise WireError(f"it uses {what} domain {domain!r}, and only ONNX's own and speechssm's are run")
+
+    @staticmethod
+    def _is_foreign(domain: str, operator: str) -> bool:
+        """True for an operator of :data:`FOREIGN`, and for the import (no operator) of its domain."""
+        return any(domain == theirs and operator in (name, "") for theirs, name in FOREIGN)
 
     # values
 

@@ -19,6 +19,9 @@ class Storage(StrEnum):
     FLOAT32 = "float32"
     FLOAT16 = "float16"
     BFLOAT16 = "bfloat16"
+    INT8 = "int8"
+    INT4 = "int4"
+    DYNAMIC_INT8 = "dynamic_int8"
 
 
 class Rope(StrEnum):
