@@ -15,7 +15,7 @@ import typer
 import speechssm
 from speechssm.errors import SpeechSSMError, one_line
 
-from . import bundles, doctor, generate, plan
+from . import batch, bundles, doctor, generate, plan
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
@@ -29,6 +29,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.command()(generate.generate)
+app.command()(batch.batch)
 app.command()(bundles.export)
 app.command()(bundles.inspect)
 app.command()(bundles.verify)
