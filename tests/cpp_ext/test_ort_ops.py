@@ -167,3 +167,12 @@ def test_many_sessions_share_the_library(library, rng):
     del sessions[0]
     results.append(sessions[0].run(None, inputs)[0].tobytes())
     assert len(set(results)) == 1
+
+
+def test_the_cuda_build_serves_a_processor_too(library, rng):
+    """find_library prefers it where it exists: one name, two devices, and here only a processor."""
+    both = built("cuda") / library_file("ort")
+    inputs = feeds(random_case(rng, 20, 2, 33), "scan", [20, 20])
+    here = session(node_model("scan"), library).run(None, inputs)
+    there = session(node_model("scan"), both).run(None, inputs)
+    assert [a.tobytes() for a in here] == [a.tobytes() for a in there]

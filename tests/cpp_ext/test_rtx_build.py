@@ -82,6 +82,13 @@ def test_an_engine_with_the_plugin_is_built(links, plugin, tmp_path, kind, dtype
     assert result["bytes"] > 50_000
 
 
+def test_the_plugin_on_cuda_kernels_is_built_in_too(links, tmp_path):
+    cuda_plugin = built("tensorrt") / library_file("trt")
+    result = build(links, tmp_path, model("scan"), "--plugin", str(cuda_plugin))
+    assert "PLUGIN_V3" in result["layers"]
+    assert result["bytes"] > 50_000, result["errors"]
+
+
 @pytest.mark.parametrize("kind", ["step", "scan"])
 def test_aliased_state_needs_the_preview_feature(links, plugin, tmp_path, kind):
     refused = build(links, tmp_path, model(kind, aliased=1), "--plugin", str(plugin))
