@@ -15,7 +15,7 @@ import typer
 import speechssm
 from speechssm.errors import SpeechSSMError, one_line
 
-from . import batch, bundles, doctor, generate, plan
+from . import batch, bundles, doctor, ext, generate, plan
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
@@ -35,6 +35,7 @@ app.command()(bundles.inspect)
 app.command()(bundles.verify)
 app.command()(plan.plan)
 app.command()(doctor.doctor)
+app.add_typer(ext.app, name="ext")
 
 
 @app.callback(invoke_without_command=True)
@@ -47,23 +48,28 @@ def root(
         raise typer.Exit
 
 
-class _Terminated(SystemExit):
-    """SIGTERM, raised in the main thread so that ``with`` blocks finish their files."""
+class Stopped(SystemExit):
+    """Ctrl-C or SIGTERM, raised in the main thread so that ``with`` blocks finish their files.
+
+    Not KeyboardInterrupt, which typer takes for itself.
+    """
 
 
-def _on_sigterm(_signal: int, _frame: FrameType | None) -> NoReturn:
-    raise _Terminated(TERMINATED)
+def _on_signal(number: int, _frame: FrameType | None) -> NoReturn:
+    raise Stopped(INTERRUPTED if number == signal.SIGINT else TERMINATED)
 
 
 def main() -> None:
     """Run the command line; an error of ours is one sentence and exit code 1, never a traceback."""
-    signal.signal(signal.SIGTERM, _on_sigterm)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _on_signal)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file name may be any bytes
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)
         sys.stdout.flush()
+        sys.exit(code if isinstance(code, int) else 0)
     except SpeechSSMError as error:
         _fail(_with_notes(error, str(error)), 1)
     except typer.TyperException as error:
@@ -71,10 +77,11 @@ def main() -> None:
         if message := error.format_message():
             _fail(f"{message.rstrip('.')}: see 'speechssm --help'.", error.exit_code)
         sys.exit(error.exit_code)
-    except (KeyboardInterrupt, typer.Abort) as error:
-        _fail(_with_notes(error, "interrupted"), INTERRUPTED)
-    except _Terminated as error:
-        _fail(_with_notes(error, "terminated"), TERMINATED)
+    except Stopped as error:
+        word = "interrupted" if error.code == INTERRUPTED else "terminated"
+        _fail(_with_notes(error, word), int(error.code or 0))
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("interrupted", INTERRUPTED)
     except BrokenPipeError:
         # The reader of our output went away; there is nobody left to tell.
         _forget_output()
