@@ -305,7 +305,6 @@ class Scheduler(Generic[B]):
 
     def _spend(self, group: Group[B], seconds: float) -> None:
         self.tally.stage_s["acoustic"] += seconds
-        group.spent_s += seconds
         gone = sum(entry is None for entry in group.members)
         self.tally.orphaned_s += seconds * gone / len(group.members)
 
@@ -416,7 +415,6 @@ class Scheduler(Generic[B]):
         assert group is not None
         entry.group = None
         group.members = [None if other is entry else other for other in group.members]
-        self.tally.orphaned_s += group.spent_s / len(group.members)
         if not any(group.members):
             del self.groups[group.number]
 

@@ -23,7 +23,6 @@ class Group(Generic[B]):
     key: WindowKey
     batch: Batch
     members: list[Entry[B] | None]
-    spent_s: float = 0.0
 
 
 @dataclass

@@ -62,7 +62,7 @@ class Metrics:
     state_bytes: int
     buffered_s: float
     orphaned_s: float
-    """Engine time spent on sessions that were gone when it was done."""
+    """Engine time spent for sessions that had ended: their share of a batch that went on for others."""
     checkpoints_total: int
     checkpoint_failures_total: int
     checkpoint_error: str

@@ -1,0 +1,337 @@
+"""What many sessions at once cost and gain, on the machine this runs on.
+
+    python -m speechssm.perf.service together BUNDLE   co-scheduled against one after another, bits compared
+    python -m speechssm.perf.service decode BUNDLE     gaps between a session's tokens, alone and beside prompts
+    python -m speechssm.perf.service load BUNDLE       N real-time listeners: first audio, gaps, underruns
+    python -m speechssm.perf.service bisect BUNDLE     the largest N without an underrun
+    python -m speechssm.perf.service soak BUNDLE       hours of churn: memory, files, threads
+
+The last line printed is one JSON object. Wall times are of this machine as it is; ``cpu_s`` is processor
+time, which neighbours on a shared machine disturb less.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import itertools
+import json
+import os
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import speechssm
+from speechssm.axes import SAMPLE_RATE_HZ, TOKEN_RATE_HZ
+from speechssm.errors import CapacityError
+from speechssm.runtime.lm import LMRows
+from speechssm.runtime.model import Model
+from speechssm.runtime.service.limits import ServiceLimits
+from speechssm.runtime.service.outlet import End
+from speechssm.runtime.service.service import Service
+from speechssm.runtime.service.ticket import Ticket
+from speechssm.runtime.settings import SamplerSettings
+
+from .steady import rss_bytes
+
+STAGGER_S = 26.0
+"""Sessions of a load arrive over one window's hop, so that their windows do not fall together."""
+
+
+def prompt(seconds: float, seed: int) -> np.ndarray:
+    """Noise (n) of ``seconds`` to continue."""
+    rng = np.random.default_rng(seed)
+    return (0.1 * rng.standard_normal(round(seconds * SAMPLE_RATE_HZ))).astype(np.float32)
+
+
+def together(model: Model, sessions: int, seconds: float, schedule: str) -> dict[str, Any]:
+    """The same sessions alone and together: processor time, LM time, and whether every bit is the same."""
+    options: dict[str, Any] = {"rate_hz": SAMPLE_RATE_HZ, "schedule": schedule}
+    prompts = [prompt(3.0, seed) for seed in range(sessions)]
+    model.generate(prompts[0], seconds=1.0, seed=0, **options)  # opens every graph
+    marks = [(time.perf_counter(), time.process_time())]
+    alone = [model.generate(p, seconds=seconds, seed=i, **options) for i, p in enumerate(prompts)]
+    marks.append((time.perf_counter(), time.process_time()))
+    limits = ServiceLimits(sessions=sessions, rows=sessions, buffer_s=120.0, lookahead_s=600.0)
+    with Service(model, limits) as service:
+        tickets = [service.submit(p, seconds=seconds, seed=i, **options) for i, p in enumerate(prompts)]
+        spoken = [np.concatenate(list(ticket)) for ticket in tickets]
+        metrics = service.metrics()
+    marks.append((time.perf_counter(), time.process_time()))
+    (wall, cpu), (wall_together, cpu_together) = (
+        (b[0] - a[0], b[1] - a[1]) for a, b in itertools.pairwise(marks)
+    )
+    lm = sum(speech.stats.lm_s for speech in alone)
+    return {
+        "sessions": sessions,
+        "seconds_each": seconds,
+        "identical": all(a.audio.tobytes() == b.tobytes() for a, b in zip(alone, spoken, strict=True)),
+        "lm_s_alone": lm,
+        "lm_s_together": metrics.stage_s["lm"],
+        "lm_gain": lm / metrics.stage_s["lm"],
+        "rows_per_step": metrics.rows_per_step,
+        "cpu_s_alone": cpu,
+        "cpu_s_together": cpu_together,
+        "pipeline_gain": cpu / cpu_together,
+        "wall_s_alone": wall,
+        "wall_s_together": wall_together,
+        "stage_s": metrics.stage_s,
+    }
+
+
+def steps(model: Model, rows: int, count: int = 60) -> dict[str, Any]:
+    """Processor milliseconds of one step by the number of rows, in turns; and of moving a row."""
+    widths = [n for n in (1, 2, 4, 8, 16, 32) if n <= rows]
+    pool = LMRows(model.language_model, rows)
+    for row in range(rows):
+        pool.start(row, 1, SamplerSettings(), row)
+    times: dict[int, list[float]] = {width: [] for width in widths}
+    for _ in range(count):
+        for width in widths:
+            pool.active[:] = np.arange(rows) < width
+            started = time.process_time()
+            pool.step(width)
+            times[width].append(1e3 * (time.process_time() - started))
+    started = time.process_time()
+    for _ in range(count):
+        pool.load(0, pool.save(0))
+    moved = 1e3 * (time.process_time() - started) / count
+    medians = {width: statistics.median(values) for width, values in times.items()}
+    return {
+        "step_cpu_ms": medians,
+        "move_cpu_ms": moved,
+        "gain": widths[-1] * medians[1] / medians[widths[-1]],
+    }
+
+
+def decode(model: Model, sessions: int, seconds: float) -> dict[str, Any]:
+    """p95 of the gap between two tokens of real-time sessions, alone and while prompts keep arriving."""
+    options: dict[str, Any] = {"rate_hz": SAMPLE_RATE_HZ, "schedule": "fast"}
+    found: dict[str, Any] = {}
+    for name in ("steady", "prefill"):
+        limits = ServiceLimits(sessions=sessions + 2, rows=sessions, buffer_s=120.0, lookahead_s=600.0)
+        with Service(model, limits) as service:
+            tickets = [
+                service.submit(prompt(1.0, i), seconds=seconds, seed=i, realtime=True, **options)
+                for i in range(sessions)
+            ]
+            while service.metrics().live < sessions:
+                time.sleep(0.005)
+            service._call(lambda core: core.tally.step_gap.clear())
+            arrived = 0
+            while service.metrics().step_gap_s.count < sessions * 20 and any(t.end is None for t in tickets):
+                if name == "prefill" and service.metrics().reading == 0:
+                    arrived += 1
+                    service.submit(
+                        prompt(30.0, 1000 + arrived),
+                        seconds=0.04,
+                        seed=arrived,
+                        session_id=f"p{arrived}",
+                        **options,
+                    )
+                time.sleep(0.01)
+            found[name] = service.metrics().step_gap_s.__dict__
+            found[f"{name}_prompts"] = arrived
+            for ticket in tickets:
+                ticket.cancel()
+    found["ratio_p95"] = found["prefill"]["p95"] / found["steady"]["p95"]
+    found["limit"] = 1.5
+    return found
+
+
+class Listener:
+    """Plays a ticket in real time: takes the next piece shortly before it is due."""
+
+    def __init__(self, ticket: Ticket) -> None:
+        self.ticket = ticket
+        self.until: float | None = None
+
+    def play(self, now: float) -> bool:
+        """Take what is due; False once the stream has ended."""
+        while self.until is None or now >= self.until - 1.0:
+            got = self.ticket.take(0)
+            if got is None:
+                return True
+            if isinstance(got, End):
+                return False
+            start = now if self.until is None else max(now, self.until)
+            self.until = start + len(got) / SAMPLE_RATE_HZ
+        return True
+
+
+def load(model: Model, sessions: int, minutes: float, schedule: str, *, ramp: bool) -> dict[str, Any]:
+    """``sessions`` real-time listeners that arrive by the clock, whatever the service does, and listen on."""
+    seconds = minutes * 60
+    stagger = min(STAGGER_S, seconds / 4)
+    limits = ServiceLimits(sessions=max(64, sessions), rows=16)
+    started, refused = time.monotonic(), 0
+    listeners: list[Listener] = []
+    with Service(model, limits) as service:
+        arrivals = [started + i * stagger / sessions for i in range(sessions)]
+        while time.monotonic() < started + seconds:
+            now = time.monotonic()
+            while arrivals and arrivals[0] <= now:
+                arrivals.pop(0)
+                try:
+                    ticket = service.submit(
+                        prompt(3.0, len(listeners)), seconds=seconds + 60, seed=len(listeners), realtime=True,
+                        rate_hz=SAMPLE_RATE_HZ, schedule=schedule, ramp=ramp,
+                    )  # fmt: skip
+                    listeners.append(Listener(ticket))
+                except CapacityError:
+                    refused += 1
+            for listener in listeners:
+                listener.play(now)
+            time.sleep(0.02)
+        for listener in listeners:
+            listener.ticket.cancel()
+        metrics = service.metrics()
+    silent = sum(listener.ticket.first_audio_s is None for listener in listeners)
+    return {
+        "sessions": sessions,
+        "minutes": minutes,
+        "refused": refused,
+        "without_audio": silent,
+        "underruns": metrics.underruns_total,
+        "stalled_s": metrics.stalled_s,
+        "first_audio_s": metrics.first_audio_s.__dict__,
+        "piece_gap_s": metrics.piece_gap_s.__dict__,
+        "cancel_s": metrics.cancel_s.__dict__,
+        "orphaned_s": metrics.orphaned_s,
+        "rows_per_step": metrics.rows_per_step,
+        "stage_s": metrics.stage_s,
+    }
+
+
+def bisect(model: Model, most: int, minutes: float, schedule: str, *, ramp: bool) -> dict[str, Any]:
+    """The largest number of listeners none of whom runs dry, and the load at one, half and all of it."""
+    runs: dict[int, dict[str, Any]] = {}
+
+    def holds(sessions: int) -> bool:
+        if sessions not in runs:
+            runs[sessions] = load(model, sessions, minutes, schedule, ramp=ramp)
+            print(f"{sessions} sessions: {runs[sessions]['underruns']} underruns", file=sys.stderr)
+        return not (
+            runs[sessions]["underruns"] or runs[sessions]["without_audio"] or runs[sessions]["refused"]
+        )
+
+    low, high = 0, 1
+    while high <= most and holds(high):
+        low, high = high, high * 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    for sessions in {1, max(1, low // 2)}:
+        holds(sessions)
+    return {"largest": low, "minutes": minutes, "runs": {str(n): runs[n] for n in sorted(runs)}}
+
+
+def soak(model: Model, minutes: float, sessions: int) -> dict[str, Any]:
+    """Sessions come, go, are cancelled, paused and forked at random; what is left when all have ended?"""
+    rng = np.random.default_rng(0)
+    before = {thread.ident for thread in threading.enumerate()}
+    files = _open_files()
+    marks: list[dict[str, float]] = []
+    ends: dict[str, int] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        limits = ServiceLimits(sessions=sessions, rows=min(16, sessions), snapshots=2 * sessions)
+        with Service(model, limits, checkpoints=folder, checkpoint_s=2.0) as service:
+            until, tickets = time.monotonic() + minutes * 60, list[Ticket]()
+            number = 0
+            while (now := time.monotonic()) < until or tickets:
+                if now < until and len(tickets) < sessions + 4:
+                    number += 1
+                    ticket = service.submit(
+                        prompt(float(rng.uniform(1, 4)), number), seconds=float(rng.uniform(0.5, 40)), seed=number,
+                        rate_hz=SAMPLE_RATE_HZ, schedule="fast", ramp=bool(rng.random() < 0.5),
+                        realtime=bool(rng.random() < 0.5),
+                    )  # fmt: skip
+                    tickets.append(ticket)
+                some = tickets[int(rng.integers(len(tickets)))]
+                act = rng.random()
+                if act < 0.003:
+                    some.cancel()
+                elif act < 0.006:
+                    some.pause()
+                elif act < 0.05 or now >= until:
+                    some.unpause()
+                for ticket in list(tickets):
+                    while (got := ticket.take(0)) is not None:
+                        if isinstance(got, End):
+                            ends[got.kind] = ends.get(got.kind, 0) + 1
+                            tickets.remove(ticket)
+                            break
+                if len(marks) < (now - (until - minutes * 60)) / max(1.0, minutes * 60 / 60):
+                    gc.collect()
+                    marks.append({"at_s": now - (until - minutes * 60), "rss_bytes": rss_bytes()})
+                time.sleep(0.01)
+            metrics = service.metrics()
+    gc.collect()
+    settled = marks[len(marks) // 4]["rss_bytes"]
+    return {
+        "minutes": minutes,
+        "sessions": number,
+        "ends": ends,
+        "rss_bytes_settled": settled,
+        "rss_bytes_end": rss_bytes(),
+        "grown_bytes": rss_bytes() - settled,
+        "threads_left": len({thread.ident for thread in threading.enumerate()} - before),
+        "files_left": _open_files() - files,
+        "live_left": metrics.live,
+        "state_bytes_left": metrics.state_bytes,
+        "orphaned_s": metrics.orphaned_s,
+        "engine_s": sum(metrics.stage_s.values()),
+        "cancel_s": metrics.cancel_s.__dict__,
+        "checkpoints": metrics.checkpoints_total,
+        "failures": metrics.checkpoint_failures_total,
+        "speech_s": metrics.tokens_total / TOKEN_RATE_HZ,
+        "marks": marks[:: max(1, len(marks) // 12)],
+    }
+
+
+def _open_files() -> int:
+    folder = Path("/proc/self/fd")
+    return len(os.listdir(folder)) if folder.exists() else 0
+
+
+def main() -> None:
+    """Command line of this module."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=("together", "steps", "decode", "load", "bisect", "soak"))
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--sessions", type=int, default=16)
+    parser.add_argument(
+        "--seconds", type=float, default=30.0, help="speech of each session (together, decode)"
+    )
+    parser.add_argument("--minutes", type=float, default=5.0, help="length of a load or of the soak")
+    parser.add_argument("--schedule", default="default", choices=("default", "fast"))
+    parser.add_argument("--ramp", action="store_true")
+    parser.add_argument("--threads", type=int, default=0)
+    given = parser.parse_args()
+    model = speechssm.load(given.bundle, threads=given.threads)
+    report: dict[str, Any]
+    if given.what == "together":
+        report = together(model, given.sessions, given.seconds, given.schedule)
+    elif given.what == "steps":
+        report = steps(model, given.sessions)
+    elif given.what == "decode":
+        report = decode(model, given.sessions, given.seconds)
+    elif given.what == "load":
+        report = load(model, given.sessions, given.minutes, given.schedule, ramp=given.ramp)
+    elif given.what == "bisect":
+        report = bisect(model, given.sessions, given.minutes, given.schedule, ramp=given.ramp)
+    else:
+        report = soak(model, given.minutes, given.sessions)
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,321 @@
+"""The arithmetic that decides: admission, slack, buckets, the plan. Small ranges in full, no engine."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from speechssm.errors import (
+    AudioError,
+    EngineError,
+    SessionFailed,
+    SettingsError,
+    SpeechSSMError,
+)
+from speechssm.runtime.acoustic import AcousticSchedule
+from speechssm.runtime.lm import CHUNK_TOKENS
+from speechssm.runtime.service.admission import Load, promoted, refusal
+from speechssm.runtime.service.buckets import together
+from speechssm.runtime.service.costs import Costs
+from speechssm.runtime.service.failure import failure_of, raised_of
+from speechssm.runtime.service.invariants import broken
+from speechssm.runtime.service.limits import MIB, ServiceLimits
+from speechssm.runtime.service.outlet import End, Outlet
+from speechssm.runtime.service.plan import Kind, plan, tasks
+from speechssm.runtime.service.slack import Playback, is_urgent, offline, slack
+from speechssm.runtime.service.view import BatchView, ServiceView, SessionView, Stage, WindowKey
+
+KEY = WindowKey(50, AcousticSchedule())
+OTHER = WindowKey(100, AcousticSchedule())
+
+
+def test_admission_in_full() -> None:
+    """Every small load: admitted exactly when there is a place to work or to wait, and room for it."""
+    limits = ServiceLimits(sessions=2, queue=2, queue_prompt_s=5, prompt_s=4, state_mib=1)
+    half = MIB // 2
+    for queued, waiting, working, held, prompt, size in itertools.product(
+        range(4), (0, 3, 5), range(4), (0, half, MIB), (0, 2, 4, 4.5), (0, half, MIB, MIB + 1)
+    ):
+        no = refusal(limits, Load(queued, waiting, working, held), prompt, size)
+        starts = queued == 0 and working < 2
+        waits = not starts and queued < 2 and waiting + prompt <= 5
+        fits = held + size <= MIB and prompt <= 4
+        assert (no is None) == (fits and (starts or waits))
+        if no is not None:
+            assert no.again == (prompt <= 4 and size <= MIB)
+            assert no.code in ("prompt", "bytes", "queue")
+
+
+def test_promotion_in_full() -> None:
+    for sessions, working, waiting in itertools.product(range(1, 5), range(6), range(6)):
+        queue = list(range(10, 10 + waiting))
+        up = promoted(ServiceLimits(sessions=sessions), working, queue)
+        assert list(up) == queue[: len(up)]
+        assert len(up) == min(waiting, max(0, sessions - working))
+
+
+def test_playback_against_a_listener_simulated_sample_by_sample(rng: np.random.Generator) -> None:
+    """Pieces at random times: underruns and stalls as a listener with a clock counts them."""
+    for _ in range(50):
+        playback, now = Playback(due=1.0), 0.0
+        buffered, stalled, underruns, last = 0.0, 0.0, 0, None
+        for _ in range(30):
+            now += float(rng.integers(0, 8)) / 4
+            samples = int(rng.integers(1, 4)) * 4000
+            if last is not None:
+                heard = now - last
+                if heard > buffered:
+                    underruns += 1
+                    stalled += heard - buffered
+                buffered = max(0.0, buffered - heard)
+            if last is None:
+                assert playback.dry_at() == playback.dry_at(4000) == 1.0
+            playback.give(samples, now)
+            buffered, last = buffered + samples / 16_000, now
+            assert playback.dry_at() == pytest.approx(now + buffered)
+            assert playback.dry_at(16_000) == pytest.approx(now + buffered + 1)
+        assert playback.underruns == underruns
+        assert playback.stalled_s == pytest.approx(stalled)
+
+
+def test_offline_readers_never_run_dry() -> None:
+    reader = offline()
+    assert reader.give(100, 1e9) == 0
+    assert reader.dry_at() == math.inf
+    assert slack(reader.dry_at(), 5, 7) == math.inf
+    assert not is_urgent(math.inf, 1e9)
+    assert slack(10, 2, 5) == 3
+    assert is_urgent(3, 3.1)
+    assert not is_urgent(3, 3)
+
+
+def test_buckets_in_full() -> None:
+    for keys in itertools.product((KEY, OTHER), repeat=4):
+        waiting = list(enumerate(keys))
+        for room in (1, 49, 50, 100, 149, 150, 1000):
+            picked = together(keys[0], waiting, room)
+            assert picked[0] == 0
+            assert all(keys[i] == keys[0] for i in picked)
+            same = keys.count(keys[0])
+            assert len(picked) == min(same, max(1, room // keys[0].bucket))
+            assert list(picked) == sorted(picked)
+
+
+def live(number: int, **fields: object) -> SessionView:
+    due = fields.pop("due", math.inf)
+    base = {"audio_due": due, "codes_due": due, "realtime": due != math.inf}
+    return SessionView(number, Stage.LIVE, **{**base, **fields})  # type: ignore[arg-type]
+
+
+def view(*sessions: SessionView, now: float = 0.0, last_read: bool = False) -> ServiceView:
+    held: dict[int, list[int]] = {}
+    for s in sessions:
+        if s.batch is not None:
+            held.setdefault(s.batch, []).append(s.number)
+    batches = tuple(BatchView(b, KEY, tuple(m), len(m)) for b, m in held.items())
+    return ServiceView(now, sessions, batches, (), last_read)
+
+
+LIMITS = ServiceLimits(rows=2, pass_tokens=100, burst=5)
+
+
+def reading(number: int, due: float = math.inf) -> SessionView:
+    return SessionView(number, Stage.READING, codes_due=due, realtime=due != math.inf)
+
+
+def test_every_pair_of_sessions_gets_a_plan_that_fits() -> None:
+    """All pairs of states: work is planned exactly when there is some, and only for those who can do it."""
+    states: list[SessionView] = [
+        SessionView(0, Stage.QUEUED),
+        reading(0),
+        reading(0, 1.0),
+        live(0, paused=True, missing=3),
+        live(0, complete=True, has_audio=True),
+        live(0, complete=True, has_audio=True, buffered_s=9.0),
+        live(0, missing=3),
+        live(0, missing=7, due=0.5),
+        live(0, missing=7, ahead_s=99.0),
+        live(0, window=KEY),
+        live(0, window=OTHER, due=2.0),
+        live(0, batch=4),
+        live(0, batch=4, due=0.1, has_audio=True),
+    ]
+    able = {1, 2, 4, 6, 7, 9, 10, 11, 12}
+    for (i, a), (j, b), last_read in itertools.product(enumerate(states), enumerate(states), (False, True)):
+        pair = view(a, b._replace(number=1), now=0.0, last_read=last_read)
+        work = plan(pair, LIMITS)
+        assert (work is not None) == (i in able or j in able)
+        if work is None:
+            continue
+        can = {(t.kind, t.session.number) for t in tasks(pair, LIMITS)}
+        assert all((work.kind, number) in can for number in work.sessions)
+        assert len(set(work.sessions)) == len(work.sessions)
+        if work.kind == Kind.STEP:
+            both = {(Kind.STEP, 0), (Kind.STEP, 1)} <= can
+            assert len(work.sessions) == (2 if both else 1)
+            shortest = min(pair.sessions[n].missing for n in work.sessions)
+            beside = any(k == Kind.READ for k, _ in can) and any(
+                s.realtime for s in pair.sessions if (Kind.STEP, s.number) in can
+            )
+            assert work.amount == (1 if beside else min(5, shortest))
+        if work.kind == Kind.BEGIN:
+            keys = {pair.sessions[n].window for n in work.sessions}
+            assert len(keys) == 1
+        if work.kind == Kind.PASS:
+            assert work.batch == 4
+
+
+def test_throughput_order_when_nobody_is_in_a_hurry() -> None:
+    everything = [
+        reading(0),
+        live(1, has_audio=True, complete=True),
+        live(2, batch=1),
+        live(3, window=KEY),
+        live(4, missing=2),
+    ]
+    for kind in Kind:
+        work = plan(view(*everything), LIMITS)
+        assert work is not None
+        assert work.kind == kind
+        everything.pop(0)
+
+
+def test_the_first_to_run_dry_is_served_first() -> None:
+    near, far = live(1, missing=9, due=1.0, cost_s=0.5), live(2, batch=0, due=5.0, cost_s=0.6)
+    work = plan(view(far, near), LIMITS)
+    assert work is not None
+    assert (work.kind, work.sessions) == (Kind.STEP, (1,))
+    # With time for both, the order of throughput holds.
+    calm = plan(view(far._replace(codes_due=50.0), near._replace(codes_due=50.0)), LIMITS)
+    assert calm is not None
+    assert calm.kind == Kind.PASS
+    # An offline job fills what is left, and comes along where there is room.
+    idle = live(3, missing=9)
+    work = plan(view(near, idle), LIMITS)
+    assert work is not None
+    assert work.sessions == (1, 3)
+    work = plan(view(near, live(4, missing=1, due=2.0), idle), LIMITS)
+    assert work is not None
+    assert work.sessions == (1, 4), "no more rows than there are"
+
+
+def test_prompts_are_read_between_the_steps_of_listeners() -> None:
+    listener, job = live(1, missing=9, due=90.0), live(1, missing=9)
+    first = plan(view(reading(0), listener), LIMITS)
+    assert first is not None
+    assert (first.kind, first.amount) == (Kind.READ, LIMITS.chunk_beside)
+    then = plan(view(reading(0), listener, last_read=True), LIMITS)
+    assert then is not None
+    assert (then.kind, then.amount) == (Kind.STEP, 1)
+    # Jobs that nobody listens to are not worth slowing a prompt for.
+    work = plan(view(reading(0), job, last_read=True), LIMITS)
+    assert work is not None
+    assert (work.kind, work.amount) == (Kind.READ, CHUNK_TOKENS)
+
+
+def test_the_validator_sees_what_is_wrong() -> None:
+    """One view that is right, and one change for each promise, which is then reported."""
+    limits = ServiceLimits(sessions=2, rows=1, queue=1, state_mib=1, pass_tokens=50)
+    right = ServiceView(
+        0.0,
+        (
+            live(0, missing=2, row=0),
+            live(1, batch=3, nbytes=5),
+            SessionView(2, Stage.QUEUED),
+            SessionView(3, Stage.ENDED, ends=1),
+        ),
+        (BatchView(3, KEY, (1,), 1),),
+        (0,),
+    )
+    assert broken(right, limits, 30) == []
+
+    def changed(index: int, **fields: object) -> ServiceView:
+        sessions = list(right.sessions)
+        sessions[index] = sessions[index]._replace(**fields)
+        return right._replace(sessions=tuple(sessions))
+
+    wrong: list[tuple[ServiceView, str]] = [
+        (changed(0, ends=1), "terminal"),
+        (changed(3, ends=0), "terminal"),
+        (changed(3, ends=2), "terminal"),
+        (changed(3, nbytes=1), "holds something"),
+        (changed(2, has_audio=True), "but holds"),
+        (changed(0, complete=True, missing=0), "not ended"),
+        (changed(1, batch=None), "stuck"),
+        (changed(0, row=1), "disagree"),
+        (changed(0, missing=0), "no step"),
+        (right._replace(seats=(0, 1)), "are used"),
+        (right._replace(batches=()), "batches hold"),
+        (right._replace(batches=(*right.batches, BatchView(4, KEY, (), 1))), "nobody"),
+        (right._replace(batches=(BatchView(3, OTHER, (1,), 2),)), "rows of"),
+        (changed(3, stage=Stage.LIVE, ends=0, window=KEY), "more than the limits"),
+        (changed(1, stage=Stage.ENDED, ends=1, batch=None, nbytes=0)._replace(batches=()), "there is room"),
+        (changed(1, nbytes=2 << 20), "bytes"),
+        (changed(2, number=-1), "overtook"),
+        (changed(0, buffered_s=limits.buffer_s + 2.1), "buffer"),
+        (changed(0, ahead_s=limits.lookahead_s + 30.1), "ahead"),
+    ]
+    for bad, message in wrong:
+        assert any(message in text for text in broken(bad, limits, 30)), message
+
+
+def test_costs_follow_what_is_measured() -> None:
+    costs = Costs()
+    assert costs.ahead_of_codes(100, 750, 23) == 0
+    costs.stepped(0.01)
+    costs.passed(750, 0.2)
+    assert costs.ahead_of_codes(100, 750, 23) == pytest.approx(1 + 4.6)
+    assert costs.ahead_of_codes(100, 50, 23) == pytest.approx(1)
+    for _ in range(200):
+        costs.stepped(0.02)
+    assert costs.step_s == pytest.approx(0.02, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "name", ["sessions", "rows", "state_mib", "pass_tokens", "burst", "buffer_s", "start_s"]
+)
+@pytest.mark.parametrize("value", [0, -1, float("nan"), "3", True, None])
+def test_absurd_limits_are_refused(name: str, value: object) -> None:
+    with pytest.raises(SettingsError, match=name):
+        ServiceLimits(**{name: value})  # type: ignore[arg-type]
+
+
+def test_an_outlet_ends_once_and_takes_nothing_after() -> None:
+    for end in (End("finished"), End("cancelled"), End("failed", "engine", "it broke")):
+        outlet = Outlet()
+        outlet.put(np.ones(3, np.float32))
+        assert outlet.unread_s == 3 / 16_000
+        outlet.finish(end)
+        with pytest.raises(AssertionError):
+            outlet.finish(end)
+        with pytest.raises(AssertionError):
+            outlet.put(np.ones(3, np.float32))
+        got = outlet.take(0)
+        if end.kind == "cancelled":
+            assert got == end
+            assert outlet.unread_s == 0
+        else:
+            assert isinstance(got, np.ndarray)
+            assert outlet.take(0) == end
+        assert outlet.take(0) == end
+        assert outlet.ends == 1
+    assert Outlet().take(0.01) is None
+
+
+def test_errors_keep_their_kind_on_the_way_to_the_reader() -> None:
+    for error, code in (
+        (SessionFailed("not finite"), "unhealthy"),
+        (EngineError("broke"), "engine"),
+        (AudioError("short"), "audio"),
+        (MemoryError(), "memory"),
+        (KeyError("x"), "internal"),
+    ):
+        end = failure_of(error)
+        assert (end.kind, end.code) == ("failed", code)
+        assert end.message
+        again = raised_of(end)
+        assert isinstance(again, type(error) if isinstance(error, SpeechSSMError) else SessionFailed)
+        assert end.message in str(again)
