@@ -40,7 +40,7 @@ PRESETS: dict[str, Preset] = {
             blocks=griffin_blocks(8),
         ),
         tokenizer=TokenizerShape(
-            vocab=500, front_width=64, width=176, layers=5, heads=4, ff_width=352, kernel=15
+            vocab=500, front_width=128, width=160, layers=5, heads=4, ff_width=256, kernel=15
         ),
         acoustic=ACOUSTIC_PRESETS["demo"],
         codec=CODEC_PRESETS["demo"],

@@ -17,7 +17,9 @@ from safetensors.torch import load_file as load_tensors
 from safetensors.torch import save_file as save_tensors
 
 __all__ = [
+    "TRAINED",
     "Log",
+    "best",
     "cache",
     "checkpoint",
     "load_arrays",
@@ -37,6 +39,22 @@ def cache(*parts: str) -> Path:
     path = root.joinpath("recipes", *parts)
     path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+TRAINED = Path(__file__).parent / "trained"
+"""Weights that met their bar, committed: the demo bundle is made of them once all four parts are there."""
+
+
+def best(stage: str) -> Path:
+    """The best weights of ``stage``: the cache's, or else the committed ones. Their shape is in ``.json`` beside.
+
+    Raises FileNotFoundError naming the stage to run.
+    """
+    cached, committed = cache(stage) / "best.safetensors", TRAINED / f"{stage}.safetensors"
+    for path in (cached, committed):
+        if path.exists():
+            return path
+    raise FileNotFoundError(f"there are no {stage} weights yet: run 'python -m recipes {stage}' first")
 
 
 @contextmanager

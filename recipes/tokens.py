@@ -76,7 +76,7 @@ def folder() -> Path:
 def run(root: Path, config: dict[str, Any], hours: float) -> None:
     """Tokenise with the best tokenizer: recordings first, then held-out stories, then ``hours`` of the others."""
     shape = TokenizerShape(**config["shape"])
-    weights = places.cache("tokenizer") / "best.safetensors"
+    weights = places.best("tokenizer")
     graph = judge_tokenizer.session(judge_tokenizer.load_model(weights, shape), threads=1)
     index = folder() / "index.jsonl"
     known = {json.loads(line)["name"] for line in index.read_text().splitlines()} if index.exists() else set()

@@ -20,7 +20,6 @@ from tqdm import tqdm
 from speechssm.axes import SAMPLE_RATE_HZ, TOKEN_FRAMES, TOKEN_SAMPLES
 from speechssm.bundle.shapes import TokenizerShape
 from speechssm.engines.protocol import Array, Bindings
-from speechssm.errors import SpeechSSMError
 from speechssm.export.models.codec import Codec
 from speechssm.export.models.tokenizer import Tokenizer
 from speechssm.runtime.prompt import tokenize
@@ -98,17 +97,11 @@ def encoders(tokenizer: Tokenizer, codec: Codec, voice: voiceprint.Voiceprint, d
 
 
 def load_tokenizer() -> Tokenizer:
-    """The best tokenizer trained so far. Raises SpeechSSMError when there is none."""
-    folder = places.cache("tokenizer")
-    weights, described = folder / "best.safetensors", folder / "best.json"
-    if not weights.exists():
-        raise SpeechSSMError(
-            f"{weights} does not exist: train the tokenizer first, or point $SPEECHSSM_CACHE at it"
-        )
-    config = described if described.exists() else Path(__file__).parents[1] / "tokenizer.json"
-    shape = TokenizerShape.model_validate(json.loads(config.read_text(encoding="utf-8"))["shape"])
-    model = Tokenizer(shape)
-    model.load_state_dict(places.load_tensors(weights))
+    """The best tokenizer: trained here, or else the committed one. Raises FileNotFoundError."""
+    weights = places.best("tokenizer")
+    described = json.loads(weights.with_suffix(".json").read_text(encoding="utf-8"))
+    model = Tokenizer(TokenizerShape.model_validate(described["shape"]))
+    model.load_state_dict({k: v.float() for k, v in places.load_tensors(weights).items()})
     return model.eval()
 
 
