@@ -145,6 +145,27 @@ def export_checkpoint(
     )
 
 
+def language_model(
+    checkpoint: Path | None,
+    preset: str,
+    *,
+    seed: int = 0,
+    rope: Literal["half", "none"] | None = None,
+    window: int | None = None,
+    speech_vocab: int | None = None,
+) -> tuple[LMShape, Mapping[str, np.ndarray]]:
+    """Shape and lazy parameters of a checkpoint's language model or, without one, of a preset's."""
+    if checkpoint is None:
+        if preset not in PRESETS:
+            raise ExportError(f"there is no preset {preset!r}: choose one of {', '.join(PRESETS)}")
+        return PRESETS[preset].lm, seeded_griffin(PRESETS[preset].lm, seed)
+    found = read_checkpoint(checkpoint, rope=rope, window=window, speech_vocab=speech_vocab, seed=seed)
+    shape, source = found.shapes.get("lm"), found.sources.get("lm")
+    if not isinstance(shape, LMShape) or not isinstance(source, Mapping):
+        raise ExportError(f"{checkpoint} holds no language model")
+    return shape, source
+
+
 def preset_shapes(preset: Preset) -> dict[str, AnyShape]:
     """The shapes of the parts a preset has, by part name."""
     found = {part: getattr(preset, part) for part in PARTS}

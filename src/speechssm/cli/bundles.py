@@ -74,6 +74,14 @@ def export(
         int | None,
         typer.Option(help="Steps of the parity report; by default 24 000 up to 50 M parameters, 64 above."),
     ] = None,
+    quantize: Annotated[
+        bool,
+        typer.Option("--quantize", help="First print size, speed and quality of every storage side by side."),
+    ] = False,
+    held_out: Annotated[
+        Path | None,
+        typer.Option(help="With --quantize: .npy file of held-out tokens (b,t); without it, own samples."),
+    ] = None,
     transformer: Annotated[
         Attention | None,
         typer.Option(help="With --preset: its Transformer baseline, one or all key/value heads."),
@@ -89,6 +97,10 @@ def export(
         raise ExportError(
             f"exporting needs torch and onnx ({error.name} is missing): run 'pip install speechssm[export,cpu]'"
         ) from error
+    if held_out is not None and not quantize:
+        raise ExportError("held-out tokens are for comparing storages: add --quantize")
+    if quantize:
+        _print_tradeoff(checkpoint, preset, out, seed, held_out, rope, window, speech_vocab)
     parts = {"tokenizer": tokenizer, "acoustic": acoustic, "codec": codec}
     given = {part: path for part, path in parts.items() if path is not None}
     if checkpoint is not None:
@@ -130,6 +142,33 @@ def export(
         f"parity over {parity['steps']} steps: states within {parity['largest_state_difference']:.1e}, "
         f"logits within {parity['logits']:.1e}; report in {out / 'parity.html'}"
     )
+
+
+def _print_tradeoff(
+    checkpoint: Path | None,
+    preset: str | None,
+    out: Path,
+    seed: int,
+    held_out: Path | None,
+    rope: Rope | None,
+    window: int | None,
+    speech_vocab: int | None,
+) -> None:
+    from speechssm.export.exporter import language_model
+    from speechssm.export.tradeoff import compare_storages, read_tokens, table
+
+    shape, parameters = language_model(
+        checkpoint,
+        preset or "tiny",
+        seed=seed,
+        rope=None if rope is None else rope.value,
+        window=window,
+        speech_vocab=speech_vocab,
+    )
+    tokens = None if held_out is None else read_tokens(held_out, shape.vocab)
+    out.absolute().parent.mkdir(parents=True, exist_ok=True)
+    costs = compare_storages(shape, parameters, out.absolute().parent, tokens=tokens)
+    print(table(costs, "the model's own samples" if held_out is None else str(held_out)))
 
 
 def inspect(
