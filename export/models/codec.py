@@ -118,7 +118,7 @@ class Decoder(nn.Module):
         # Seeded weights speak at RMS 0.05: unit directions under this gain.
         nn.init.normal_(self.direction.weight, std=width**-0.5)
         nn.init.zeros_(self.direction.bias)
-        nn.init.normal_(self.gain.weight, std=0.1 * width**-0.5)
+        nn.init.normal_(self.gain.weight, std=0.4 * width**-0.5)
         nn.init.constant_(self.gain.bias, gain_bias(shape, rms=0.05))
 
     def coefficients(self, x: Tensor) -> Tensor:

@@ -36,6 +36,9 @@ def train(
     critic_rows: Annotated[int, typer.Option(help="Rows the critic sees per step; 4 suit a CPU.")] = (
         training.Plan.critic_rows
     ),
+    critic_from: Annotated[float, typer.Option(help="Share of the steps after which it joins.")] = (
+        training.Plan.critic_from
+    ),
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
     minutes: Annotated[float | None, typer.Option(help="Save and stop after this long.")] = None,
     folder: Folder = None,
@@ -51,6 +54,7 @@ def train(
         seed=seed,
         scales=scales,
         critic_rows=critic_rows,
+        critic_from=critic_from,
     )
     training.run(data, chosen, plan, folder=folder, minutes=minutes)
 
