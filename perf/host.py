@@ -3,10 +3,13 @@
 The runtime is thin only if this stays small beside the engine. Measured with the engine left out: the
 step graph is replaced by one that does nothing, so what is left is ours. Limits: 60 us at one row,
 150 us at 64.
+
+    python -m speechssm.perf.host
 """
 
 from __future__ import annotations
 
+import json
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -16,6 +19,8 @@ import numpy as np
 
 from speechssm.bundle import StateTensor
 from speechssm.engines.protocol import Array, Bindings, Graph
+from speechssm.export.models.griffin import lm_state
+from speechssm.export.presets import PRESETS
 from speechssm.runtime.lm import LanguageModel, LMRows
 from speechssm.runtime.settings import SamplerSettings
 
@@ -49,7 +54,9 @@ class NoEngine:
         """Nothing to release."""
 
 
-def host_step_us(schema: Sequence[StateTensor], vocab: int, rows: int, steps: int = 5_000) -> dict[str, float]:
+def host_step_us(
+    schema: Sequence[StateTensor], vocab: int, rows: int, steps: int = 5_000
+) -> dict[str, float]:
     """Microseconds of host time per step: median, 95th percentile and mean (prefetch blocks included)."""
     engine: Graph = NoEngine()
     lm = LanguageModel(engine, lambda: engine, tuple(schema), vocab, vocab, 1.0)
@@ -70,3 +77,19 @@ def host_step_us(schema: Sequence[StateTensor], vocab: int, rows: int, steps: in
         "p95_us": float(np.percentile(times, 95)),
         "mean_us": float(times.mean()),
     }
+
+
+def main() -> None:
+    """Command line of this module; the last line printed is JSON."""
+    rows = []
+    for preset in ("tiny", "demo"):
+        shape = PRESETS[preset].lm
+        for count, limit in LIMITS_US.items():
+            figures = host_step_us(lm_state(shape), shape.vocab, count)
+            rows.append({"preset": preset, **figures, "limit_us": limit})
+            print(f"{preset:<6}{count:>3} rows: {figures['median_us']:6.1f} us a step (median), limit {limit:.0f}")
+    print(json.dumps(rows))
+
+
+if __name__ == "__main__":
+    main()
