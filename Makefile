@@ -6,6 +6,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 #   make install TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
 TORCH ?= torch==2.13.0
 VENV ?= .venv
+OUT ?= out
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 VOICE := src/speechssm/voices/demo/manifest.json
@@ -22,13 +23,13 @@ $(READY): pyproject.toml
 	@touch $@
 
 demo: $(READY)
-	@mkdir -p out
+	@mkdir -p $(OUT)
 ifneq ($(wildcard $(VOICE)),)
-	$(BIN)/speechssm generate examples/prompt.flac -o out/demo.wav --seconds 20 --seed 0 --with-prompt
+	$(BIN)/speechssm generate examples/prompt.flac -o $(OUT)/demo.wav --seconds 20 --seed 0 --with-prompt
 else
-	@echo "No trained voice exists yet: out/demo.wav is the prompt, then noise made by random weights."
-	$(BIN)/speechssm export --preset tiny --seed 0 --rollout 64 --overwrite -o out/tiny
-	$(BIN)/speechssm generate examples/prompt.flac -o out/demo.wav --seconds 20 --seed 0 --with-prompt --bundle out/tiny
+	@echo "No trained voice exists yet: $(OUT)/demo.wav is the prompt, then noise made by random weights."
+	$(BIN)/speechssm export --preset tiny --seed 0 --rollout 64 --overwrite -o $(OUT)/tiny
+	$(BIN)/speechssm generate examples/prompt.flac -o $(OUT)/demo.wav --seconds 20 --seed 0 --with-prompt --bundle $(OUT)/tiny
 endif
 
 test: $(READY)
@@ -47,4 +48,4 @@ format: $(READY)
 	$(BIN)/ruff check --quiet --fix .
 
 clean:
-	rm -rf out build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(OUT) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -22,10 +22,10 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "speechssm.audio": ("numpy", "soundfile", "soxr", "speechssm.axes", "speechssm.errors", "speechssm.audio"),
     # pydantic checks the table inside a snapshot, as it checks a manifest.
     "speechssm.runtime": ("numpy", "pydantic", *LEAVES, "speechssm.engines.protocol", "speechssm.runtime"),
-    "speechssm.engines": ("numpy", *ENGINE_LIBRARIES, *LEAVES, "speechssm.engines"),
+    "speechssm.engines": ("numpy", "pydantic", *ENGINE_LIBRARIES, *LEAVES, "speechssm.engines"),
     "speechssm.export": (
-        "numpy", "torch", "onnx", "tqdm", *LEAVES, "speechssm.__version__", "speechssm", "speechssm.engines",
-        "speechssm.export",
+        "numpy", "pydantic", "torch", "onnx", "tqdm", *LEAVES, "speechssm", "speechssm.__version__",
+        "speechssm.engines", "speechssm.export",
     ),
     "speechssm.cpp_ext": ("speechssm.errors", "speechssm.cpp_ext"),
     "speechssm": (
@@ -33,7 +33,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "speechssm.cpp_ext", "speechssm.export", "speechssm.perf",
     ),
 }  # fmt: skip
-FREE = ("speechssm.perf", "speechssm.cpp_ext.bench")
+FREE = ("speechssm.perf", "speechssm.cpp_ext.bench", "speechssm.cpp_ext.gpu")
 """May import anything that is declared."""
 
 # Only inside functions: these libraries are optional, and slow to import.
