@@ -55,7 +55,7 @@ def test_held_out_tokens_are_checked(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="float64"):
         read_tokens(path, 8)
     np.save(path, np.array([{}]), allow_pickle=True)
-    with pytest.raises(ExportError, match="expected an .npy file"):
+    with pytest.raises(ExportError, match=r"expected an \.npy file"):
         read_tokens(path, 8)
     with pytest.raises(ExportError, match="cannot read"):
         read_tokens(tmp_path / "none.npy", 8)
