@@ -14,6 +14,8 @@ import torch
 from recipes import data, splits
 from recipes.codec import crops as cropping
 from recipes.codec import pack as packing
+from recipes.codec import words
+from recipes.codec.evaluate import entropy
 from recipes.codec.losses import SCALES, reconstruction
 from recipes.codec.quantizer import Trainer, nearest
 from recipes.codec.train import Plan, Run, trimmed
@@ -196,3 +198,33 @@ def test_a_pack_holds_no_held_out_recording_and_reads_as_data(
     assert not any(splits.held_out(r) for r in found)
     assert {r.corpus for r in found} == set(cropping.SHARES)
     assert next(r for r in found if r.corpus == "kathleen").text.startswith('say "')
+
+
+def test_word_errors_ignore_case_and_punctuation(tmp_path: Path) -> None:
+    (tmp_path / "texts.json").write_text(json.dumps({"a": "Not at this particular case, Tom.", "b": "No"}))
+    heard = {
+        "real": {"a": "not at this particular case tom", "b": "no."},
+        "made": {"a": "not at particular", "b": ""},
+    }
+    (tmp_path / "transcripts.json").write_text(json.dumps(heard))
+    rates = words.run(tmp_path)
+    assert rates["real"] == 0.0
+    assert rates["made"] == rates["added"] == pytest.approx(100 * 4 / 7)
+
+
+def test_entropy_of_codes() -> None:
+    level = np.repeat(np.arange(8), 25)
+    assert entropy(level, 1024) == pytest.approx(3.0)
+    assert entropy(np.zeros(10, np.int64), 1024) == 0.0
+
+
+def test_gain_learns_faster_in_an_optimizer_that_keeps_the_models_order() -> None:
+    """Checkpoints number the optimizer's entries, so groups must not reorder parameters."""
+    run = Run(TINY, PLAN, "cpu")
+    wanted = [n for n, p in run.model.named_parameters() if p.requires_grad]
+    names = {id(p): n for n, p in run.model.named_parameters()}
+    assert [names[id(p)] for p in run.trained] == wanted
+    run.advance(Noise())
+    rates = {names[id(p)]: g["lr"] for g in run.codec_steps.param_groups for p in g["params"]}
+    assert rates["decoder.gain.weight"] == pytest.approx(4 * rates["decoder.gain.bias"])
+    assert "codebooks" not in rates
