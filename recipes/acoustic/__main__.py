@@ -9,6 +9,7 @@ from typing import Annotated
 import torch
 import typer
 
+from ..codec.train import load_best as load_codec
 from . import evaluate as evaluation
 from . import figure as drawing
 from . import prepare as preparation
@@ -47,7 +48,7 @@ def train(
     """Train, or resume where the last checkpoint stopped."""
     torch.set_num_threads(threads)
     plan = replace(training.Plan(), steps=steps, batch=batch, learning_rate=learning_rate, seed=seed)
-    training.run(data, _device(device), plan, folder=folder)
+    training.run(data, _device(device), plan, folder=folder, codebooks=load_codec().codebooks.detach())
 
 
 @app.command()

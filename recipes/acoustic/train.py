@@ -76,6 +76,19 @@ class Run:
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=device == "cuda")
         self.step = 0
 
+    @torch.no_grad()
+    def start_from(self, codebooks: Tensor) -> None:
+        """Begin with the codec's own vectors (q,c,r) as code embeddings: codes that sound alike start alike.
+
+        Each level is centred and scaled to unit variance. Raises ValueError when the sizes differ.
+        """
+        table = self.model.code_embedding[:, : self.shape.codes]
+        if table.shape != codebooks.shape:
+            raise ValueError(f"codebooks are {tuple(codebooks.shape)}, code embeddings {tuple(table.shape)}")
+        centred = codebooks - codebooks.mean(dim=1, keepdim=True)
+        table.copy_(centred / centred.std(dim=(1, 2), keepdim=True).clamp(min=1e-6))
+        self.average["code_embedding"].copy_(self.model.code_embedding)
+
     def save(self, path: Path) -> None:
         """Everything to one safetensors file."""
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
@@ -192,8 +205,12 @@ def run(
     plan: Plan,
     shape: AcousticShape | None = None,
     folder: Path | None = None,
+    codebooks: Tensor | None = None,
 ) -> None:
-    """Train or resume in ``folder`` until ``plan.steps``; ``best.safetensors`` is kept up to date there."""
+    """Train or resume in ``folder`` until ``plan.steps``; ``best.safetensors`` is kept up to date there.
+
+    A new run starts its code embeddings from the codec's ``codebooks`` (q,c,r) where they are given.
+    """
     shape = shape or ACOUSTIC_PRESETS["demo"]
     folder = folder or places.cache("acoustic")
     folder.mkdir(parents=True, exist_ok=True)
@@ -201,6 +218,8 @@ def run(
     state = Run(shape, plan, device)
     if (folder / "last.safetensors").exists():
         state.load(folder / "last.safetensors")
+    elif codebooks is not None:
+        state.start_from(codebooks.to(device))
     training, validation = chosen(data.recordings(root))
     prepared = folder / "prepared"
     crops = Crops(prepare.load(training, folder=prepared), shape, plan.mixture, device)

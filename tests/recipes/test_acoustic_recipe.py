@@ -211,6 +211,23 @@ def test_training_learns_what_the_tokens_say(rng: Rng) -> None:
     assert np.mean(voices[-10:]) < np.mean(voices[:10])
 
 
+def test_code_embeddings_may_start_from_the_codec(rng: Rng) -> None:
+    run = train.Run(SHAPE, overfit_plan(), "cpu")
+    hidden_row = run.model.code_embedding[:, -1].clone()
+    books = torch.from_numpy(
+        5 + 3 * rng.standard_normal((SHAPE.levels, SHAPE.codes, SHAPE.code_width))
+    ).float()
+    run.start_from(books)
+    table = run.model.code_embedding[:, :-1]
+    torch.testing.assert_close(table.std(dim=(1, 2)), torch.ones(SHAPE.levels))
+    apart = torch.cdist(table[1], table[1]) / torch.cdist(books[1], books[1]).clamp(min=1e-6)
+    assert apart[0, 1:].std() < 1e-4, "distances keep their proportions"
+    torch.testing.assert_close(run.model.code_embedding[:, -1], hidden_row)
+    torch.testing.assert_close(run.average["code_embedding"], run.model.code_embedding.detach())
+    with pytest.raises(ValueError, match="codebooks"):
+        run.start_from(books[:, 1:])
+
+
 def test_a_resumed_run_continues_bit_for_bit(rng: Rng, tmp_path: Path) -> None:
     items = encoded(rng)
     plan = overfit_plan(dropout=0.1)
