@@ -58,7 +58,7 @@ class Scheduler(Generic[B]):
         """Told of a session that begins to speak, before its first step here."""
         self._interrupted = interrupted
         self._numbers = 0
-        self._last_read = False
+        self._since_read = 1 << 30
         self._last_step: tuple[float, frozenset[int]] | None = None
 
     # commands
@@ -121,7 +121,6 @@ class Scheduler(Generic[B]):
         work = plan(view, self.limits)
         if work is None:
             return False
-        self._last_read = work.kind == Kind.READ
         entries = [self.entries[number] for number in work.sessions]
         if work.kind == Kind.READ:
             self._read(entries[0], work.amount)
@@ -146,7 +145,7 @@ class Scheduler(Generic[B]):
         )
         return ServiceView(
             self.clock(), tuple(e.view(self.costs) for e in self.entries.values()), groups,
-            tuple(number[id(e)] for e in self.seats), self._last_read,
+            tuple(number[id(e)] for e in self.seats), self._since_read,
         )  # fmt: skip
 
     # reading
@@ -159,6 +158,7 @@ class Scheduler(Generic[B]):
             self.entries[number].stage = Stage.READING
 
     def _read(self, entry: Entry[B], tokens: int) -> None:
+        self._since_read = 0
         started = self.clock()
         try:
             read = entry.body.read(tokens)
@@ -219,6 +219,7 @@ class Scheduler(Generic[B]):
     def _step_alone(self, entries: list[Entry[B]]) -> None:
         """The step failed as a whole: one session at a time, so that only those it fails for end."""
         self.tally.retried += 1
+        self._since_read += 1
         self._last_step = None
         for entry in entries:
             self._unseat(entry)
@@ -252,6 +253,7 @@ class Scheduler(Generic[B]):
         if self._last_step is not None and numbers & self._last_step[1]:
             self.tally.step_gap.append(now - self._last_step[0])
         self._last_step = (now, numbers)
+        self._since_read += 1
         self.tally.steps += 1
 
     def _unseat(self, entry: Entry[B]) -> None:

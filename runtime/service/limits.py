@@ -42,8 +42,8 @@ class ServiceLimits:
     """How long a full buffer may stay untouched before the session is failed as abandoned."""
     pass_tokens: int = 800
     """Most tokens (rows times bucket) of one acoustic pass. On a CPU rows past this save nothing."""
-    chunk_beside: int = 8
-    """Prompt tokens of a prefill call while others decode: about half a step's time."""
+    steps_beside: int = 24
+    """Steps between two pieces of prompts while listeners decode: fewer than one gap in twenty is longer."""
     burst: int = 8
     """Most steps between two plans; a command ends a burst early."""
     snapshots: int = 1024
@@ -52,7 +52,7 @@ class ServiceLimits:
     def __post_init__(self) -> None:
         counts = {
             "sessions": 1 << 16, "rows": 1 << 12, "queue": 1 << 20, "state_mib": 1 << 24, "pass_tokens": 1 << 24,
-            "chunk_beside": 1 << 16, "burst": 1 << 10, "snapshots": 1 << 20,
+            "steps_beside": 1 << 16, "burst": 1 << 10, "snapshots": 1 << 20,
         }  # fmt: skip
         for name, largest in counts.items():
             whole(name, getattr(self, name), 0 if name == "queue" else 1, largest)

@@ -5,6 +5,7 @@ The engine's thread puts, any other thread takes. The only lock of a stream is i
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -14,6 +15,8 @@ from typing import Literal
 import numpy as np
 
 from speechssm.axes import SAMPLE_RATE_HZ
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -99,4 +102,8 @@ class Outlet:
     @staticmethod
     def _tell(whom: Callable[[], None] | None) -> None:
         if whom is not None:
-            whom()
+            try:
+                whom()
+            except Exception:
+                # A listener's mistake must not end the streams of the others.
+                _LOG.exception("a listener of a stream raised")

@@ -5,8 +5,9 @@ the widest steps: prompts, then audio, then windows, and the language model only
 come back to it. As soon as somebody would, the one who runs dry first goes first, and others come along
 for as much as fits in the same call. Offline jobs never run dry, so they fill what is left.
 
-While real-time sessions decode, a prompt is read a few tokens at a time with a step between each two
-readings: decoding goes on at no less than two thirds of its pace, whatever arrives.
+While real-time sessions decode, two pieces of prompts have ``steps_beside`` steps between them: whatever
+arrives, all but a few gaps between their tokens are as they were. (Even one token of a prompt costs most of
+a step on a CPU, since the weights are read for it: large pieces, rarely, take the least.)
 """
 
 from __future__ import annotations
@@ -79,11 +80,12 @@ def plan(view: ServiceView, limits: ServiceLimits) -> Work | None:
     chosen = _choose(found, view)
     steps = [t for t in found if t.kind == Kind.STEP]
     beside = any(t.kind == Kind.READ for t in found) and any(t.session.realtime for t in steps)
-    if chosen.kind == Kind.READ and view.last_read and beside:
+    held = limits.steps_beside - view.since_read if beside else 0
+    if chosen.kind == Kind.READ and held > 0:
         chosen = min(steps, key=_by_due)
     number = chosen.session.number
     if chosen.kind == Kind.READ:
-        return Work(Kind.READ, (number,), limits.chunk_beside if beside else CHUNK_TOKENS)
+        return Work(Kind.READ, (number,), CHUNK_TOKENS)
     if chosen.kind == Kind.SLICE:
         return Work(Kind.SLICE, (number,))
     if chosen.kind == Kind.PASS:
@@ -93,7 +95,7 @@ def plan(view: ServiceView, limits: ServiceLimits) -> Work | None:
         waiting = [(t.session.number, t.session.window) for t in _first(chosen, found) if t.session.window]
         return Work(Kind.BEGIN, together(chosen.session.window, waiting, limits.pass_tokens))
     going = [t.session for t in _first(chosen, steps)][: limits.rows]
-    burst = 1 if beside else min(limits.burst, *(s.missing for s in going))
+    burst = min(limits.burst, held if held > 0 else limits.burst, *(s.missing for s in going))
     return Work(Kind.STEP, tuple(s.number for s in going), burst)
 
 

@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 
 TICK_S = 0.25
 """How often checkpoints and abandoned sessions are looked after."""
+PRUNE_S = 2.0
+"""How often the files of sessions long gone are looked for."""
 T = TypeVar("T")
 
 
@@ -89,6 +91,7 @@ class Service:
         self._accepting = True
         self._stopping = False
         self._start_lock = threading.Lock()
+        self._pruned = 0.0
 
     # sessions
 
@@ -124,7 +127,13 @@ class Service:
 
     async def stream(self, prompt: Recording, **options: Any) -> AsyncIterator[np.ndarray]:
         """:meth:`submit` and read: ``async for``. Leaving the loop early cancels the session."""
-        ticket = await asyncio.to_thread(lambda: self.submit(prompt, **options))
+        entering = asyncio.ensure_future(asyncio.to_thread(lambda: self.submit(prompt, **options)))
+        try:
+            ticket = await asyncio.shield(entering)
+        except asyncio.CancelledError:
+            # The thread goes on and will be let in: nobody is left to read.
+            entering.add_done_callback(_cancel_entered)
+            raise
         try:
             async for audio in ticket:
                 yield audio
@@ -341,7 +350,9 @@ class Service:
                 entry.checkpointed = now
                 frozen = self._core.freeze(entry)
                 self._writing[entry.key] = self._writer.submit(self._write, entry.key, frozen)
-        self._folder.prune({entry.key for entry in self._core.entries.values()})
+        if now - self._pruned >= PRUNE_S:
+            self._pruned = now
+            self._folder.prune({entry.key for entry in self._core.entries.values()})
 
     def _write(self, key: str, frozen: Frozen) -> None:
         """Write one checkpoint. A full disk costs the checkpoint and not the session."""
@@ -359,3 +370,8 @@ class Service:
         job = self._writing.get(key)
         if job is not None:
             job.result()
+
+
+def _cancel_entered(entering: asyncio.Future[Ticket]) -> None:
+    if not entering.cancelled() and entering.exception() is None:
+        entering.result().cancel()

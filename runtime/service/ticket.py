@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -128,6 +129,6 @@ def _raise_if_failed(end: End) -> None:
 
 
 def _wake(loop: asyncio.AbstractEventLoop, ready: asyncio.Event) -> None:
-    # The loop of a reader that is gone may be closed.
-    if not loop.is_closed():
+    # The loop of a reader that is gone may be closed, or close right now.
+    with suppress(RuntimeError):
         loop.call_soon_threadsafe(ready.set)

@@ -85,5 +85,5 @@ class ServiceView(NamedTuple):
     batches: tuple[BatchView, ...]
     seats: tuple[int, ...]
     """Session of each row of the language model, from row 0 without gaps."""
-    last_read: bool = False
-    """Whether the last unit of work read a prompt."""
+    since_read: int = 1 << 30
+    """Steps since a piece of a prompt was read."""

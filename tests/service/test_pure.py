@@ -110,13 +110,13 @@ def live(number: int, **fields: object) -> SessionView:
     return SessionView(number, Stage.LIVE, **{**base, **fields})  # type: ignore[arg-type]
 
 
-def view(*sessions: SessionView, now: float = 0.0, last_read: bool = False) -> ServiceView:
+def view(*sessions: SessionView, now: float = 0.0, since_read: int = 1 << 30) -> ServiceView:
     held: dict[int, list[int]] = {}
     for s in sessions:
         if s.batch is not None:
             held.setdefault(s.batch, []).append(s.number)
     batches = tuple(BatchView(b, KEY, tuple(m), len(m)) for b, m in held.items())
-    return ServiceView(now, sessions, batches, (), last_read)
+    return ServiceView(now, sessions, batches, (), since_read)
 
 
 LIMITS = ServiceLimits(rows=2, pass_tokens=100, burst=5)
@@ -144,8 +144,8 @@ def test_every_pair_of_sessions_gets_a_plan_that_fits() -> None:
         live(0, batch=4, due=0.1, has_audio=True),
     ]
     able = {1, 2, 4, 6, 7, 9, 10, 11, 12}
-    for (i, a), (j, b), last_read in itertools.product(enumerate(states), enumerate(states), (False, True)):
-        pair = view(a, b._replace(number=1), now=0.0, last_read=last_read)
+    for (i, a), (j, b), since in itertools.product(enumerate(states), enumerate(states), (0, 22, 24)):
+        pair = view(a, b._replace(number=1), now=0.0, since_read=since)
         work = plan(pair, LIMITS)
         assert (work is not None) == (i in able or j in able)
         if work is None:
@@ -160,7 +160,8 @@ def test_every_pair_of_sessions_gets_a_plan_that_fits() -> None:
             beside = any(k == Kind.READ for k, _ in can) and any(
                 s.realtime for s in pair.sessions if (Kind.STEP, s.number) in can
             )
-            assert work.amount == (1 if beside else min(5, shortest))
+            held = 24 - since if beside and since < 24 else 99
+            assert work.amount == min(5, shortest, held)
         if work.kind == Kind.BEGIN:
             keys = {pair.sessions[n].window for n in work.sessions}
             assert len(keys) == 1
@@ -206,12 +207,12 @@ def test_prompts_are_read_between_the_steps_of_listeners() -> None:
     listener, job = live(1, missing=9, due=90.0), live(1, missing=9)
     first = plan(view(reading(0), listener), LIMITS)
     assert first is not None
-    assert (first.kind, first.amount) == (Kind.READ, LIMITS.chunk_beside)
-    then = plan(view(reading(0), listener, last_read=True), LIMITS)
+    assert (first.kind, first.amount) == (Kind.READ, CHUNK_TOKENS)
+    then = plan(view(reading(0), listener, since_read=22), LIMITS)
     assert then is not None
-    assert (then.kind, then.amount) == (Kind.STEP, 1)
+    assert (then.kind, then.amount) == (Kind.STEP, 2)
     # Jobs that nobody listens to are not worth slowing a prompt for.
-    work = plan(view(reading(0), job, last_read=True), LIMITS)
+    work = plan(view(reading(0), job, since_read=0), LIMITS)
     assert work is not None
     assert (work.kind, work.amount) == (Kind.READ, CHUNK_TOKENS)
 
@@ -303,6 +304,16 @@ def test_an_outlet_ends_once_and_takes_nothing_after() -> None:
         assert outlet.take(0) == end
         assert outlet.ends == 1
     assert Outlet().take(0.01) is None
+
+
+def test_a_listener_that_raises_ends_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    outlet = Outlet()
+    outlet.on_change = lambda: 1 / 0
+    outlet.put(np.ones(3, np.float32))
+    outlet.finish(End("finished"))
+    assert isinstance(outlet.take(0), np.ndarray)
+    assert outlet.take(0) == End("finished")
+    assert "ZeroDivisionError" in caplog.text
 
 
 def test_errors_keep_their_kind_on_the_way_to_the_reader() -> None:

@@ -238,11 +238,16 @@ def test_asyncio_streams_cancel_and_raise(model: Model, voice: np.ndarray, alone
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            for _ in range(100):
-                if service.metrics().cancelled_total == 2:
+            task = asyncio.create_task(one(1, 3000))
+            await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            for _ in range(200):
+                if service.metrics().cancelled_total == 3:
                     break
                 await asyncio.sleep(0.05)
-            assert service.metrics().cancelled_total == 2
+            assert service.metrics().cancelled_total == 3
             assert service.metrics().live == 0
             with pytest.raises(AudioError):
                 await one_bad(service)
