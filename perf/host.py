@@ -87,7 +87,9 @@ def main() -> None:
         for count, limit in LIMITS_US.items():
             figures = host_step_us(lm_state(shape), shape.vocab, count)
             rows.append({"preset": preset, **figures, "limit_us": limit})
-            print(f"{preset:<6}{count:>3} rows: {figures['median_us']:6.1f} us a step (median), limit {limit:.0f}")
+            print(
+                f"{preset:<6}{count:>3} rows: {figures['median_us']:6.1f} us a step (median), limit {limit:.0f}"
+            )
     print(json.dumps(rows))
 
 

@@ -116,8 +116,10 @@ def _up(weight: np.ndarray) -> np.ndarray:
 
 
 def _gate_bias(bias: np.ndarray) -> np.ndarray:
-    return bias[0].reshape(-1)
+    flat: np.ndarray = bias[0].reshape(-1)
+    return flat
 
 
 def _up_bias(bias: np.ndarray) -> np.ndarray:
-    return bias[1].reshape(-1)
+    flat: np.ndarray = bias[1].reshape(-1)
+    return flat

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +16,12 @@ from speechssm.errors import BundleError, ExportError
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 """Endings of formats that can run code when they are read."""
-_DTYPES = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2"), "F64": np.dtype("<f8")}
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype("<u2"),
+    "F64": np.dtype("<f8"),
+}
 INDEX_BYTES = 64 << 20
 
 
@@ -58,7 +64,7 @@ class TensorFiles(Mapping[str, np.ndarray]):
         dtype = _DTYPES[entry.dtype]
         with path.open("rb") as file:
             file.seek(entry.offset)
-            array = np.fromfile(file, dtype, entry.length // dtype.itemsize)
+            array: np.ndarray = np.fromfile(file, dtype, entry.length // dtype.itemsize)
         if array.nbytes != entry.length:
             raise ExportError(f"{path.name} ends within tensor {name}: fetch the checkpoint again")
         if entry.dtype == "BF16":

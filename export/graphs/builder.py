@@ -148,7 +148,9 @@ class GraphBuilder:
         key = f"{part}:{name}"
         use = WeightUse(part, name, tuple(int(s) for s in shape), dtype)
         if self.weights.setdefault(key, use) != use:
-            raise ExportError(f"weight {name} of part {part} is declared twice with different shapes or types")
+            raise ExportError(
+                f"weight {name} of part {part} is declared twice with different shapes or types"
+            )
         return key
 
     def op(self, kind: str, *inputs: str, domain: str = "", name: str = "", **attributes: Any) -> str:

@@ -16,7 +16,7 @@ at a = 0.9999 a bfloat16 sqrt(1 - a^2) is zero.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -89,7 +89,7 @@ class BlockDiagonal(nn.Module):
 
     def forward(self, u: Tensor) -> Tensor:
         """(..., e) -> (..., e)."""
-        split = u.unflatten(-1, self.bias.shape)
+        split = u.reshape(*u.shape[:-1], *self.bias.shape)
         return (
             torch.einsum("...hi,hij->...hj", split, self.weight.to(u.dtype)) + self.bias.to(u.dtype)
         ).flatten(-2)
@@ -348,5 +348,5 @@ def _gelu_tanh(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
 
 
-ACTIVATIONS = {"gelu_tanh": _gelu_tanh, "gelu": F.gelu, "silu": F.silu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu_tanh": _gelu_tanh, "gelu": F.gelu, "silu": F.silu}
 """Activations by the name the shape gives them."""

@@ -30,7 +30,9 @@ def prompt(tmp_path: Path, rng: np.random.Generator) -> Path:
 
 def test_generate_prints_one_json_object_last(prompt: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.wav"
-    done = run("generate", prompt, "-o", out, "--seconds", 2.5, "--seed", 7, "--bundle", tiny_bundle, "--json")
+    done = run(
+        "generate", prompt, "-o", out, "--seconds", 2.5, "--seed", 7, "--bundle", tiny_bundle, "--json"
+    )
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout.splitlines()[-1])
     assert list(report) == [
@@ -45,7 +47,9 @@ def test_generate_prints_one_json_object_last(prompt: Path, tiny_bundle: Path, t
     assert np.array_equal(to_pcm16(same.audio), audio)
 
 
-def test_with_prompt_puts_it_in_front_sample_for_sample(prompt: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+def test_with_prompt_puts_it_in_front_sample_for_sample(
+    prompt: Path, tiny_bundle: Path, tmp_path: Path
+) -> None:
     plain, joined = tmp_path / "plain.wav", tmp_path / "joined.flac"
     common = ("--seconds", 1, "--seed", 1, "--bundle", tiny_bundle)
     for out, extra in ((plain, ()), (joined, ("--with-prompt",))):
@@ -61,7 +65,8 @@ def test_options_reach_the_session(prompt: Path, tiny_bundle: Path, tmp_path: Pa
     outs = []
     for i, extra in enumerate(((), ("--temperature", 0), ("--top-k", 1), ("--schedule", "fast"))):
         out = tmp_path / f"{i}.wav"
-        done = run("generate", prompt, "-o", out, "--seconds", 1, "--seed", 1, "--bundle", tiny_bundle, "--ramp", *extra)
+        words = ("--seconds", 1, "--seed", 1, "--bundle", tiny_bundle, "--ramp", *extra)
+        done = run("generate", prompt, "-o", out, *words)
         assert done.returncode == 0, done.stderr
         outs.append(out.read_bytes())
     assert outs[1] == outs[2], "top-k 1 is the likeliest token"
