@@ -12,7 +12,7 @@ import pytest
 from tests.repo.source import REPOSITORY, Import, all_imports, imports_of, modules
 
 LEAVES = ("speechssm.axes", "speechssm.errors", "speechssm.bundle", "speechssm.audio")
-ENGINE_LIBRARIES = ("onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "cuda")
+ENGINE_LIBRARIES = ("onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "cuda", "filelock")
 
 # Prefixes that the modules under each prefix may import at all; the longest matching rule counts.
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
