@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import signal
 import sys
-from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
@@ -15,12 +13,7 @@ import typer
 import speechssm
 from speechssm.errors import SpeechSSMError, one_line
 
-from . import batch, bundles, doctor, ext, generate, plan
-
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells have it."""
-TERMINATED = 143
-"""Exit code after SIGTERM."""
+from . import batch, bundles, doctor, ext, generate, plan, stopping
 
 app = typer.Typer(
     help="Continue speech from a prompt recording, for as long as asked.",
@@ -48,21 +41,9 @@ def root(
         raise typer.Exit
 
 
-class Stopped(SystemExit):
-    """Ctrl-C or SIGTERM, raised in the main thread so that ``with`` blocks finish their files.
-
-    Not KeyboardInterrupt, which typer takes for itself.
-    """
-
-
-def _on_signal(number: int, _frame: FrameType | None) -> NoReturn:
-    raise Stopped(INTERRUPTED if number == signal.SIGINT else TERMINATED)
-
-
 def main() -> None:
     """Run the command line; an error of ours is one sentence and exit code 1, never a traceback."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _on_signal)
+    stopping.listen()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file name may be any bytes
@@ -77,11 +58,11 @@ def main() -> None:
         if message := error.format_message():
             _fail(f"{message.rstrip('.')}: see 'speechssm --help'.", error.exit_code)
         sys.exit(error.exit_code)
-    except Stopped as error:
-        word = "interrupted" if error.code == INTERRUPTED else "terminated"
+    except stopping.Stopped as error:
+        word = "interrupted" if error.code == stopping.INTERRUPTED else "terminated"
         _fail(_with_notes(error, word), int(error.code or 0))
     except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted", INTERRUPTED)
+        _fail("interrupted", stopping.INTERRUPTED)
     except BrokenPipeError:
         # The reader of our output went away; there is nobody left to tell.
         _forget_output()
@@ -108,6 +89,7 @@ def _forget_output() -> None:
 
 
 def _fail(message: str, code: int) -> NoReturn:
+    stopping.deaf()
     with contextlib.suppress(OSError):
         print(f"speechssm: {one_line(message)}", file=sys.stderr)
     sys.exit(code)

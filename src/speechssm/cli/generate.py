@@ -24,6 +24,8 @@ from speechssm.axes import SAMPLE_RATE_HZ
 from speechssm.errors import BundleError, SettingsError
 from speechssm.runtime.session import DAY_SECONDS, Session
 
+from . import stopping
+
 
 class Schedule(StrEnum):
     """Published acoustic schedules."""
@@ -134,6 +136,7 @@ def _write_all(
                 writer.write(prompt)
             writer.write(piece)
             bar.update(len(piece) / SAMPLE_RATE_HZ)
+            stopping.check()
 
 
 def summary(session: Session, wall_s: float, bundle: Path) -> dict[str, Any]:
