@@ -94,7 +94,7 @@ def test_mistakes_get_one_line(words: tuple[str, ...], code: int, message: str, 
 
 def test_export_inspect_verify_doctor(tmp_path: Path) -> None:
     folder = tmp_path / "bundle"
-    done = run("export", "--preset", "tiny", "--seed", 3, "-o", folder, "--dtype", "float16")
+    done = run("export", "--preset", "tiny", "--seed", 3, "-o", folder, "--dtype", "float16", "--rollout", 64)
     assert done.returncode == 0, done.stderr
     again = run("export", "--preset", "tiny", "--seed", 3, "-o", folder)
     assert again.returncode == 1
