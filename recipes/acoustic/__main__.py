@@ -9,6 +9,7 @@ from typing import Annotated
 import torch
 import typer
 
+from .. import places
 from ..codec.train import load_best as load_codec
 from . import evaluate as evaluation
 from . import figure as drawing
@@ -47,6 +48,7 @@ def train(
 ) -> None:
     """Train, or resume where the last checkpoint stopped."""
     torch.set_num_threads(threads)
+    preparation.same_source((folder or places.cache("acoustic")) / "prepared")
     plan = replace(training.Plan(), steps=steps, batch=batch, learning_rate=learning_rate, seed=seed)
     training.run(data, _device(device), plan, folder=folder, codebooks=load_codec().codebooks.detach())
 
@@ -57,6 +59,7 @@ def evaluate(
 ) -> None:
     """Print the figures of the best weights on held-out speakers."""
     torch.set_num_threads(threads)
+    preparation.same_source((folder or places.cache("acoustic")) / "prepared")
     evaluation.run(data, folder, schedule, most)
 
 

@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from speechssm.axes import SAMPLE_RATE_HZ, TOKEN_FRAMES, TOKEN_SAMPLES
+from speechssm.bundle.reader import sha256
 from speechssm.bundle.shapes import TokenizerShape
 from speechssm.engines.protocol import Array, Bindings
+from speechssm.errors import SpeechSSMError
 from speechssm.export.models.codec import Codec
 from speechssm.export.models.tokenizer import Tokenizer
 from speechssm.runtime.prompt import tokenize
@@ -157,8 +159,29 @@ def load(
     return found
 
 
+def same_source(folder: Path) -> None:
+    """Note which tokenizer and codec ``folder`` is made with, or raise SpeechSSMError if others made it.
+
+    Tokens and codes mean nothing to weights trained later, and nothing in a file would show it.
+    """
+    parts = {part: sha256(places.best(part)) for part in ("tokenizer", "codec")}
+    noted = folder / "source.json"
+    if not noted.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        places.write_json(noted, parts)
+        return
+    before = json.loads(noted.read_text(encoding="utf-8"))
+    changed = [part for part, digest in parts.items() if digest != before[part]]
+    if changed:
+        raise SpeechSSMError(
+            f"the {' and the '.join(changed)} changed since {folder} was prepared: delete that folder, prepare again"
+            " and train anew"
+        )
+
+
 def prepare(root: Path, device: str) -> None:
     """The stage as the command line runs it, with the trained tokenizer and codec."""
     tokenizer, codec = load_tokenizer().to(device), load_best().eval().to(device)
+    same_source(places.cache("acoustic", "prepared"))
     made = run(data.recordings(root), encoders(tokenizer, codec, voiceprint.load(device), device))
     print(f"{made} recordings prepared")

@@ -17,6 +17,7 @@ from recipes.acoustic.prepare import Encoded
 from speechssm.bundle.shapes.acoustic import ACOUSTIC_PRESETS
 from speechssm.bundle.shapes.codec import CODEC_PRESETS
 from speechssm.bundle.shapes.tokenizer import TokenizerShape
+from speechssm.errors import SpeechSSMError
 from speechssm.export.models.acoustic import Acoustic
 from speechssm.export.models.codec import Codec
 from speechssm.export.models.tokenizer import Tokenizer
@@ -101,6 +102,16 @@ def test_copies_are_other_speakers(corpus: Path) -> None:
     training, _ = train.chosen(data.recordings(corpus))
     crops = Crops(prepare.load(training), SHAPE, MIXTURE, "cpu")
     assert len(crops.speakers) == len(training) * len(prepare.SPEEDS)
+
+
+def test_preparations_of_other_weights_are_refused(corpus: Path, tmp_path: Path) -> None:
+    for part in ("tokenizer", "codec"):
+        (train.places.cache(part) / "best.safetensors").write_bytes(part.encode())
+    prepare.same_source(tmp_path / "prepared")
+    prepare.same_source(tmp_path / "prepared")
+    (train.places.cache("codec") / "best.safetensors").write_bytes(b"trained on")
+    with pytest.raises(SpeechSSMError, match="the codec changed"):
+        prepare.same_source(tmp_path / "prepared")
 
 
 def test_no_training_list_touches_what_is_held_out(corpus: Path) -> None:
