@@ -33,9 +33,13 @@ class GrowingNodes(Nodes):
     def _size(self, ring: str) -> str:
         return self.g.op("Squeeze", self.g.op("Shape", ring, start=1, end=2))
 
-    def slot_of(self, position: str) -> str:
-        """The slot that ``position`` is written to: its own."""
-        return position
+    def slot_of(self, ring: str, position: str, active: str) -> tuple[str, str]:
+        """The slot of ``position`` is its own; one beyond the cache is not written (:meth:`overflow` tells)."""
+        g = self.g
+        size = self._size(ring)
+        last = g.op("Sub", size, g.const(np.int64(1)))
+        slot = g.op("Max", g.op("Min", position, last), g.const(np.int64(0)))
+        return slot, g.op("And", active, g.op("Less", position, size))
 
     def ring_and_self(self, weights: str) -> tuple[str, str]:
         """Attention weights (..., s+1) -> those of the cache and that of the token itself."""
