@@ -3,7 +3,7 @@
 ``python`` blocks of one page run in order in one namespace; a ``text`` block right after one is what it
 prints. In a ``console`` block lines that start with ``$`` are commands, those below are their output; an
 output that starts with ``speechssm: `` is an error and the command must fail. Blocks in any other language
-are not run.
+are not run, nor are sketches (``python sketch``), which leave something to the reader.
 
 Outputs are compared loosely: a number with a unit of time or bytes, a real-time factor, and a number as
 small as 1e-06 may differ;
@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-_FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.M | re.S)
+_FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.M | re.S)
 _MEASURED = re.compile(r"\d+(?:\.\d+)?e-\d+|\d+(?:\.\d+)?(?=(?:x real time| (?:s|ms|us|MB|KB)\b))")
 
 
