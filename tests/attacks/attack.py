@@ -40,7 +40,7 @@ class Run:
 def run(*words: object) -> Run:
     """The command line in this process; anything but an orderly exit is the test's failure."""
     out, err, argv = io.StringIO(), io.StringIO(), sys.argv
-    on_term = signal.getsignal(signal.SIGTERM)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     sys.argv = ["speechssm", *map(str, words)]
     code = 0
     try:
@@ -50,7 +50,8 @@ def run(*words: object) -> Run:
         code = done.code if isinstance(done.code, int) else int(done.code is not None)
     finally:
         sys.argv = argv
-        signal.signal(signal.SIGTERM, on_term)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     return Run(code, out.getvalue(), err.getvalue())
 
 
