@@ -118,10 +118,10 @@ def decode(model: Model, sessions: int, seconds: float) -> dict[str, Any]:
         limits = ServiceLimits(sessions=sessions + 2, rows=sessions, buffer_s=120.0, lookahead_s=600.0)
         with Service(model, limits) as service:
             tickets = [
-                service.submit(prompt(1.0, i), seconds=seconds, seed=i, realtime=True, **options)
+                service.submit(prompt(1.0, i), seconds=seconds, seed=i, realtime=True, ramp=True, **options)
                 for i in range(sessions)
             ]
-            while service.metrics().live < sessions:
+            while any(ticket.first_audio_s is None for ticket in tickets):
                 time.sleep(0.005)
             service._call(lambda core: core.tally.step_gap.clear())
             arrived = 0

@@ -78,7 +78,8 @@ class Entry(Generic[B]):
                 bucket = self.window.bucket if self.window else body.bucket
                 cost = costs.ahead_of_codes(self.missing, bucket, body.passes)
         return SessionView(
-            self.number, self.stage, self.paused, self.realtime, self.complete, self.missing, self.window,
+            self.number, self.stage, self.paused, self.realtime,
+            self.realtime and self.first_audio_s is not None, self.complete, self.missing, self.window,
             None if self.group is None else self.group.number, self.row, has_audio, self.outlet.unread_s, ahead,
             audio_due, due, cost, body.nbytes, body.prompt_s, self.outlet.ends,
         )  # fmt: skip

@@ -42,7 +42,7 @@ class ServiceLimits:
     """How long a full buffer may stay untouched before the session is failed as abandoned."""
     pass_tokens: int = 800
     """Most tokens (rows times bucket) of one acoustic pass. On a CPU rows past this save nothing."""
-    steps_beside: int = 24
+    steps_beside: int = 40
     """Steps between two pieces of prompts while listeners decode: fewer than one gap in twenty is longer."""
     burst: int = 8
     """Most steps between two plans; a command ends a burst early."""

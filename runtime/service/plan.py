@@ -5,8 +5,9 @@ the widest steps: prompts, then audio, then windows, and the language model only
 come back to it. As soon as somebody would, the one who runs dry first goes first, and others come along
 for as much as fits in the same call. Offline jobs never run dry, so they fill what is left.
 
-While real-time sessions decode, two pieces of prompts have ``steps_beside`` steps between them: whatever
-arrives, all but a few gaps between their tokens are as they were. (Even one token of a prompt costs most of
+A prompt goes before any step, because whoever has read it widens the steps. Only while somebody listens
+do two pieces of prompts have ``steps_beside`` steps between them: whatever arrives, all but a few gaps
+between a listener's tokens are as they were. (Even one token of a prompt costs most of
 a step on a CPU, since the weights are read for it: large pieces, rarely, take the least.)
 """
 
@@ -79,10 +80,13 @@ def plan(view: ServiceView, limits: ServiceLimits) -> Work | None:
         return None
     chosen = _choose(found, view)
     steps = [t for t in found if t.kind == Kind.STEP]
-    beside = any(t.kind == Kind.READ for t in found) and any(t.session.realtime for t in steps)
+    reads = [t for t in found if t.kind == Kind.READ]
+    beside = bool(reads) and any(t.session.playing for t in steps)
     held = limits.steps_beside - view.since_read if beside else 0
     if chosen.kind == Kind.READ and held > 0:
         chosen = min(steps, key=_by_due)
+    elif chosen.kind == Kind.STEP and reads and held <= 0:
+        chosen = min(reads, key=_by_due)
     number = chosen.session.number
     if chosen.kind == Kind.READ:
         return Work(Kind.READ, (number,), CHUNK_TOKENS)

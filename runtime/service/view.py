@@ -37,6 +37,8 @@ class SessionView(NamedTuple):
     stage: Stage
     paused: bool = False
     realtime: bool = False
+    playing: bool = False
+    """Real-time, and its listener has had the first audio."""
     complete: bool = False
     """Codes exist for everything asked."""
     missing: int = 0

@@ -119,7 +119,7 @@ def view(*sessions: SessionView, now: float = 0.0, since_read: int = 1 << 30) ->
     return ServiceView(now, sessions, batches, (), since_read)
 
 
-LIMITS = ServiceLimits(rows=2, pass_tokens=100, burst=5)
+LIMITS = ServiceLimits(rows=2, pass_tokens=100, burst=5, steps_beside=24)
 
 
 def reading(number: int, due: float = math.inf) -> SessionView:
@@ -137,13 +137,14 @@ def test_every_pair_of_sessions_gets_a_plan_that_fits() -> None:
         live(0, complete=True, has_audio=True, buffered_s=9.0),
         live(0, missing=3),
         live(0, missing=7, due=0.5),
+        live(0, missing=7, due=0.4, playing=True),
         live(0, missing=7, ahead_s=99.0),
         live(0, window=KEY),
         live(0, window=OTHER, due=2.0),
         live(0, batch=4),
         live(0, batch=4, due=0.1, has_audio=True),
     ]
-    able = {1, 2, 4, 6, 7, 9, 10, 11, 12}
+    able = {1, 2, 4, 6, 7, 8, 10, 11, 12, 13}
     for (i, a), (j, b), since in itertools.product(enumerate(states), enumerate(states), (0, 22, 24)):
         pair = view(a, b._replace(number=1), now=0.0, since_read=since)
         work = plan(pair, LIMITS)
@@ -157,10 +158,12 @@ def test_every_pair_of_sessions_gets_a_plan_that_fits() -> None:
             both = {(Kind.STEP, 0), (Kind.STEP, 1)} <= can
             assert len(work.sessions) == (2 if both else 1)
             shortest = min(pair.sessions[n].missing for n in work.sessions)
-            beside = any(k == Kind.READ for k, _ in can) and any(
-                s.realtime for s in pair.sessions if (Kind.STEP, s.number) in can
-            )
-            held = 24 - since if beside and since < 24 else 99
+            playing = any(s.playing for s in pair.sessions if (Kind.STEP, s.number) in can)
+            held = 99
+            if any(k == Kind.READ for k, _ in can):
+                assert playing
+                assert since < 24, "a prompt goes before any other step"
+                held = 24 - since
             assert work.amount == min(5, shortest, held)
         if work.kind == Kind.BEGIN:
             keys = {pair.sessions[n].window for n in work.sessions}
@@ -204,7 +207,7 @@ def test_the_first_to_run_dry_is_served_first() -> None:
 
 
 def test_prompts_are_read_between_the_steps_of_listeners() -> None:
-    listener, job = live(1, missing=9, due=90.0), live(1, missing=9)
+    listener, job = live(1, missing=9, due=90.0, playing=True), live(1, missing=9)
     first = plan(view(reading(0), listener), LIMITS)
     assert first is not None
     assert (first.kind, first.amount) == (Kind.READ, CHUNK_TOKENS)
