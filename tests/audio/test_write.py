@@ -363,10 +363,12 @@ def test_after_a_failure_only_close_is_left(tmp_path: Path) -> None:
 
 # ---- interruptions and company ------------------------------------------------------------------------
 
+# A process started in the background of a script inherits an ignored SIGINT; the child undoes that.
 _ENDLESS = """
-import sys
+import signal, sys
 import numpy as np
 from speechssm.audio import AudioWriter
+signal.signal(signal.SIGINT, signal.default_int_handler)
 audio = np.full(1600, 0.25, np.float32)
 try:
     with AudioWriter(sys.argv[1], keep_partial=True) as writer:
