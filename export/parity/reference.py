@@ -6,7 +6,8 @@ weights whatever the size of the model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -24,6 +25,17 @@ OnLogits = Callable[[int, np.ndarray], None]
 
 SEGMENT = 512
 """Most tokens a layer reads at once; the recurrence carries its state from one segment to the next."""
+
+
+@contextmanager
+def torch_threads(threads: int) -> Iterator[None]:
+    """PyTorch on so many threads (0: as many as it has), for as long as the block lasts."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @torch.no_grad()
