@@ -39,6 +39,8 @@ class Speaker:
         self.stream: Stream | None = None
         self.saved: SavedRow | None = None
         self.asked = asked
+        # Asked of every session in every cycle, so it is counted once.
+        self._state_bytes = sum(map(state_bytes, (stages.language_model.schema, stages.codec_schema)))
         self._audio: np.ndarray | None = audio
         self._other = other
         self._chunk = 1
@@ -121,8 +123,7 @@ class Speaker:
     def nbytes(self) -> int:
         """See :class:`Body`."""
         waiting = sum(audio.nbytes for audio in (self._audio, self._other) if audio is not None)
-        schemas = (self._stages.language_model.schema, self._stages.codec_schema)
-        return waiting + sum(state_bytes(schema) for schema in schemas)
+        return waiting + self._state_bytes
 
     @property
     def prompt_s(self) -> float:
