@@ -1,7 +1,9 @@
 """Does a step cost the same at token 100 and at token 24 000? And does memory stay flat for hours?
 
-    python -m speechssm.perf.steady BUNDLE                 steps of two sessions, alternated
-    python -m speechssm.perf.steady BUNDLE --hours 2       one long stream: memory and step time by minute
+Two sessions stepped in turns, or one long stream with memory and step time by the minute::
+
+    python -m speechssm.perf.steady BUNDLE
+    python -m speechssm.perf.steady BUNDLE --hours 2
 """
 
 from __future__ import annotations
@@ -101,7 +103,9 @@ def rss_bytes() -> int:
 
 def main() -> None:
     """Command line of this module; the last line printed is JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--hours", type=float, help="run one long stream instead")
     parser.add_argument("--alternations", type=int, default=2_000)

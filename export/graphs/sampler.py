@@ -78,7 +78,9 @@ def _sample(g: GraphBuilder, logits: str, vocab: int, given: SamplerInputs) -> t
     chosen = _inverse_cdf(g, kept, uniform, last)
     cut = g.op("Squeeze", g.op("GatherElements", index, g.op("Unsqueeze", chosen, column), axis=1), column)
 
-    plain = g.op("And", g.op("Equal", given.top_k, g.const(np.int64(0))), g.op("GreaterOrEqual", given.top_p, one))
+    plain = g.op(
+        "And", g.op("Equal", given.top_k, g.const(np.int64(0))), g.op("GreaterOrEqual", given.top_p, one)
+    )
     token = g.op("Where", plain, whole, cut)
     best = g.op("ArgMax", logits, axis=1, keepdims=0)
     token = g.op("Where", greedy, best, token)

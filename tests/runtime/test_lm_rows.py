@@ -38,7 +38,9 @@ def speak(rows: LMRows, row: int, steps: int) -> list[int]:
     return out
 
 
-def alone(toy: ToyLM, tokens: list[int], steps: int, sampler: SamplerSettings = FULL, seed: int = 0) -> list[int]:
+def alone(
+    toy: ToyLM, tokens: list[int], steps: int, sampler: SamplerSettings = FULL, seed: int = 0
+) -> list[int]:
     rows = LMRows(toy.language_model(), 1)
     admit(rows, 0, tokens, sampler, seed)
     return speak(rows, 0, steps)
