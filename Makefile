@@ -2,8 +2,8 @@
 # CONTRIBUTING.md says what each one takes.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
-# On Linux the plain index serves the CUDA build; for the 200 MB CPU build add its index:
-#   make install TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+# On Linux the plain index serves the CUDA build, several GB; PyTorch's own pages name the index of the
+# 200 MB CPU build, for: make install TORCH="torch==2.13.0 --index-url ..."
 TORCH ?= torch==2.13.0
 VENV ?= .venv
 OUT ?= out
