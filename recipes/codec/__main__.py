@@ -36,7 +36,7 @@ def train(
     critic_rows: Annotated[int, typer.Option(help="Rows the critic sees per step; 4 suit a CPU.")] = (
         training.Plan.critic_rows
     ),
-    critic_from: Annotated[float, typer.Option(help="Share of the steps after which it joins.")] = (
+    critic_from: Annotated[float, typer.Option(help="Share of the steps after which it joins; 2: never.")] = (
         training.Plan.critic_from
     ),
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,

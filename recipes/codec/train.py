@@ -49,21 +49,22 @@ class Plan:
     learning_rate: float = 1e-3
     warmup: int = 300
     quantize_from: float = 0.08
+    decay_from: float = 0.8
     critic_from: float = 0.8
     average: float = 0.999
     commitment: float = 0.1
-    adversarial: float = 0.1
-    matching: float = 1.0
+    adversarial: float = 0.02
+    matching: float = 0.1
     save_seconds: float = 300.0
     judge_every: int = 1000
     scales: int = len(SCALES)
     critic_rows: int = 16
 
     def rate(self, step: int) -> float:
-        """Learning rate: warm-up, a cosine to a third until the critic joins, another to a fiftieth."""
+        """Learning rate: warm-up, a cosine to a third until ``decay_from``, another to a fiftieth."""
         if step < self.warmup:
             return self.learning_rate * (step + 1) / self.warmup
-        turn = self.critic_from * self.steps
+        turn = self.decay_from * self.steps
         third = self.learning_rate / 3
         if step < turn:
             return third + (self.learning_rate - third) * _cosine(step / turn)
