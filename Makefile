@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 VOICE := src/speechssm/voices/demo/manifest.json
 
-.PHONY: install demo test test-slow check format clean
+.PHONY: install demo test test-slow bench check format clean
 
 install: $(READY)
 
@@ -37,6 +37,12 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/pytest -n 2 -m "slow and not gpu and not rtx"
+
+bench: $(READY)
+	$(BIN)/python -m speechssm.perf.host
+	$(BIN)/speechssm export --preset tiny --seed 0 --rollout 64 --overwrite -o $(OUT)/tiny
+	$(BIN)/python -m speechssm.perf.steady $(OUT)/tiny
+	$(BIN)/python -m speechssm.perf.roofline
 
 check: $(READY)
 	$(BIN)/ruff format --check .
