@@ -14,7 +14,7 @@ from speechssm.engines.loading import BundleGraphs
 from speechssm.engines.ort import OrtGraph, OrtOptions
 from speechssm.engines.protocol import Graph
 from speechssm.engines.verify import verify_bundle
-from speechssm.errors import EngineError
+from speechssm.errors import BundleError, EngineError
 from tests.doubles.lm import ToyLM, toy_lm
 
 
@@ -73,7 +73,7 @@ def test_an_unknown_buffer_is_named(toy: ToyLM) -> None:
 def test_a_file_that_disagrees_with_its_manifest_is_refused(toy: ToyLM, tmp_path: Path) -> None:
     other = toy_lm(tmp_path, seed=3)
     entry = toy.plain_step.entry.model_copy(update={"inputs": toy.plain_step.entry.inputs[:-1], "state": ()})
-    with pytest.raises(EngineError, match="disagree about input"):
+    with pytest.raises(BundleError, match="is in only one of the file and the manifest"):
         OrtGraph("lm_step", tmp_path / other.plain_step.entry.file, entry)
 
 
