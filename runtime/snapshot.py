@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,19 +37,48 @@ def write_snapshot(path: Path, frozen: Frozen, digest: str) -> Path:
         "session": json.dumps(frozen.meta, separators=(",", ":"), sort_keys=True),
     }
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
-        os.close(handle)
-        try:
-            tensors.write(Path(name), specs, (frozen.tensors[key] for key in specs), metadata)
-            os.replace(name, path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        _uninterrupted(lambda: _write(path, frozen, specs, metadata))
     except (OSError, ValueError) as error:
         raise SnapshotError(
             f"cannot write the snapshot {path}: {getattr(error, 'strerror', None) or error}; give another place"
         ) from error
     return path
+
+
+def _write(
+    path: Path, frozen: Frozen, specs: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str]
+) -> None:
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    os.close(handle)
+    try:
+        tensors.write(Path(name), specs, (frozen.tensors[key] for key in specs), metadata)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _uninterrupted(work: Callable[[], None]) -> None:
+    """Run ``work`` in a thread of its own, because only the main thread can be interrupted.
+
+    A Ctrl-C in the middle waits for it, so that no temporary file and no open handle is left.
+    """
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run, name="write snapshot")
+    thread.start()
+    try:
+        thread.join()
+    finally:
+        thread.join()
+    if failed:
+        raise failed[0]
 
 
 def read_snapshot(path: Path, digest: str, state_bytes: int = limits.STATE_BYTES) -> Frozen:

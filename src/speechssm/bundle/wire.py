@@ -8,6 +8,7 @@ file claims; every field costs one of a budget that bounds time.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -75,8 +76,21 @@ def scan(raw: bytes, span: Span, message: Message, budget: Budget) -> Iterator[t
             size = 8 if wire == FIXED64 else 4
         if size > end - at:
             raise WireError(f"its {field.name} runs past the end")
+        if packed and field.wire != BYTES and not _is_packed(raw, at, at + size, field.wire):
+            raise WireError(f"its {field.name} is cut short")
         yield field.name, (at, at + size)
         at += size
+
+
+# Nine bytes of a number may say that another follows, a tenth may not.
+_ENDLESS = re.compile(rb"[\x80-\xff]{10}")
+
+
+def _is_packed(raw: bytes, at: int, end: int, wire: int) -> bool:
+    """Whether the bytes are whole numbers of that wire type, one behind the other."""
+    if wire == VARINT:
+        return at == end or (raw[end - 1] < 0x80 and _ENDLESS.search(raw, at, end) is None)
+    return (end - at) % (8 if wire == FIXED64 else 4) == 0
 
 
 def varint(raw: bytes, at: int, end: int) -> tuple[int, int]:
