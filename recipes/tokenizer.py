@@ -22,6 +22,7 @@ from speechssm.export.models.tokenizer import Tokenizer
 
 from . import batches, places, targets, views
 from .ahead import ahead
+from .precision import narrow
 
 SAVE_SECONDS = 300.0
 LOG_STEPS = 50
@@ -104,7 +105,7 @@ def run(root: Path, config: dict[str, Any], device: str) -> None:
             features = views.masked(student.tokenizer.features(power, bank), source.views, generator)
         for group in optimiser.param_groups:
             group["lr"] = rate(step, settings)
-        with torch.autocast(device, torch.bfloat16):
+        with narrow(device):
             losses = student.losses(features, batch)
         total = losses["unit"] + settings["phone_share"] * losses["phone"]
         total = total + settings["teacher_share"] * losses["teacher"]

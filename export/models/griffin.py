@@ -3,7 +3,7 @@
 Two ways through the same parameters stand side by side:
 
 * :meth:`Griffin.step` takes one token per row, written as the equations read;
-* :meth:`Griffin.forward` takes many tokens at once, with a logarithmic-depth scan for the recurrence
+* :meth:`Griffin.forward` takes many tokens at once, with a chunked scan for the recurrence
   and banded attention. It is what training uses.
 
 Both continue from any state. State is a plain dict of tensors keyed as in the bundle
@@ -24,6 +24,8 @@ from torch.nn import functional as F
 
 from speechssm.bundle.shapes import LMShape
 from speechssm.bundle.state import StateTensor
+
+from .scan import linear_scan
 
 CONV_WIDTH = 4
 """Taps of the causal convolution in a recurrent block."""
@@ -126,19 +128,9 @@ class RGLRU(nn.Module):
         return a * state + x
 
     def scan(self, u: Tensor, first: Tensor, state: Tensor) -> Tensor:
-        """All h_t of (b,t,e) inputs from a (b,e) state, in log2(t) passes.
-
-        Doubling: after pass k each (a, x) pair summarises the last 2^k positions, and two pairs
-        compose as (a2 a1, a2 x1 + x2). Since a <= 1 nothing grows.
-        """
+        """All h_t of (b,t,e) inputs from a (b,e) state."""
         a, x = self.coefficients(u, first)
-        x = torch.cat([x[:, :1] + a[:, :1] * state[:, None], x[:, 1:]], 1)
-        shift = 1
-        while shift < x.shape[1]:
-            x = torch.cat([x[:, :shift], x[:, shift:] + a[:, shift:] * x[:, :-shift]], 1)
-            a = torch.cat([a[:, :shift], a[:, shift:] * a[:, :-shift]], 1)
-            shift *= 2
-        return x
+        return linear_scan(a, torch.cat([x[:, :1] + a[:, :1] * state[:, None], x[:, 1:]], 1))
 
 
 class RecurrentBlock(nn.Module):

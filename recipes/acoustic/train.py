@@ -23,6 +23,7 @@ from speechssm.bundle.shapes.acoustic import ACOUSTIC_PRESETS, AcousticShape
 from speechssm.export.models.acoustic import Acoustic
 
 from .. import data, places, splits
+from ..precision import narrow
 from . import prepare, voiceprint
 from .crops import Batch, Crops, Mixture
 
@@ -121,7 +122,7 @@ class Run:
             group["lr"] = plan.rate(self.step)
         self.model.train()
         batch = crops(plan.seed, self.step, plan.batch)
-        with torch.autocast(self.device, torch.bfloat16):
+        with narrow(self.device):
             logits, pooled = predict(self.model, batch)
             heard = self.print(pooled)
         code = code_loss(logits, batch, plan.smoothing)

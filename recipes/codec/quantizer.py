@@ -82,13 +82,31 @@ class Trainer:
         """latents (b, f, latent) -> straight-through sums (b, f, latent), commitment loss, codes (q, b f)."""
         rows, frames, _ = latents.shape
         sums, codes = self.assign(latents.detach().float().flatten(0, 1), generator)
+        sums = sums.view(len(self.books), rows, frames, -1)
+        chosen = self._cut(sums, generator)
+        commitment = (latents.float() - sums[-1]).square().mean()
+        return latents + (chosen - latents).detach(), commitment, codes
+
+    @torch.no_grad()
+    def look_up(self, latents: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """latents (b, f, latent) -> sums (b, f, latent), codes (q, b f); nothing is learned."""
+        left, total, partial, codes = latents.float().flatten(0, 1), 0.0, [], []
+        for book in self.books:
+            index = nearest(left, book)
+            total = total + book[index]
+            left = left - book[index]
+            partial.append(total)
+            codes.append(index)
+        sums = torch.stack(partial).view(len(self.books), *latents.shape)
+        return self._cut(sums, generator), torch.stack(codes)
+
+    def _cut(self, sums: Tensor, generator: torch.Generator) -> Tensor:
+        """Sums of the first 1..q levels (q, b, f, latent) -> all levels, or fewer in some rows (b, f, latent)."""
+        rows = sums.shape[1]
         levels = torch.full((rows,), len(self.books) - 1)
         cut = torch.rand(rows, generator=generator) < PARTIAL
         levels[cut] = torch.randint(len(self.books), (int(cut.sum()),), generator=generator)
-        sums = sums.view(len(self.books), rows, frames, -1)
-        chosen = sums[levels.to(sums.device), torch.arange(rows, device=sums.device)]
-        commitment = (latents.float() - sums[-1]).square().mean()
-        return latents + (chosen - latents).detach(), commitment, codes
+        return sums[levels.to(sums.device), torch.arange(rows, device=sums.device)]
 
     @staticmethod
     def _totals(left: Tensor, index: Tensor, codes: int) -> tuple[Tensor, Tensor]:

@@ -23,6 +23,7 @@ from speechssm.bundle.shapes.codec import CODEC_PRESETS, CodecShape
 from speechssm.export.models.codec import Codec
 
 from .. import places
+from ..precision import narrow
 from .critic import Critic, codec_loss, critic_loss
 from .crops import Crops, chosen
 from .judge import Judge
@@ -40,7 +41,12 @@ FOLLOW_EVERY = 5
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that decides a run besides the data."""
+    """Everything that decides a run besides the data.
+
+    ``quantize_from``, ``decay_from``, ``critic_from`` and ``rest_from`` are shares of the steps. From
+    ``rest_from`` on encoder and codebooks rest: codes made from then on stay valid while the decoder
+    still improves, so the acoustic stage can be trained beside it.
+    """
 
     steps: int = 20_000
     batch: int = 16
@@ -51,6 +57,7 @@ class Plan:
     quantize_from: float = 0.08
     decay_from: float = 0.8
     critic_from: float = 0.8
+    rest_from: float = 0.8
     average: float = 0.999
     commitment: float = 0.1
     adversarial: float = 0.02
@@ -102,7 +109,7 @@ class Run:
             self.critic.parameters(), betas=(0.8, 0.99), weight_decay=1e-3, fused=fused
         )
         self.step = 0
-        self.quantized = False
+        self.quantized = self.resting = False
 
     # saving
 
@@ -113,7 +120,7 @@ class Run:
         tensors |= {f"quantizer.{k}": v for k, v in self.quantizer.tensors().items()}
         tensors |= {f"critic.{k}": v for k, v in self.critic.state_dict().items()}
         tensors |= _flat("codec_steps", self.codec_steps) | _flat("critic_steps", self.critic_steps)
-        tensors["step"] = torch.tensor([self.step, int(self.quantized)])
+        tensors["step"] = torch.tensor([self.step, int(self.quantized), int(self.resting)])
         places.write_tensors(path, tensors)
 
     def load(self, path: Path) -> None:
@@ -125,7 +132,8 @@ class Run:
         self.critic.load_state_dict(_under(tensors, "critic"))
         _restore(self.codec_steps, _under(tensors, "codec_steps"))
         _restore(self.critic_steps, _under(tensors, "critic_steps"))
-        self.step, self.quantized = int(tensors["step"][0]), bool(tensors["step"][1])
+        self.step = int(tensors["step"][0])
+        self.quantized, self.resting = (bool(n) for n in tensors["step"][1:])
 
     # training
 
@@ -136,16 +144,14 @@ class Run:
         samples, judged = trimmed(self.shape, plan.crop_frames)
         if not self.quantized and self.step >= plan.quantize_from * plan.steps:
             self._start_codebooks(crops, samples, generator)
+        if not self.resting and self.quantized and self.step >= plan.rest_from * plan.steps:
+            self._rest()
         real = crops(self.step, plan.batch, samples)
         against = self.step >= plan.critic_from * plan.steps
         for group in (*self.codec_steps.param_groups, *self.critic_steps.param_groups):
             group["lr"] = plan.rate(self.step) * group.get("faster", 1.0)
-        with self._narrow():
-            latents = self.model.encoder(real)
-        commitment = latents.new_zeros(())
-        if self.quantized:
-            latents, commitment, _ = self.quantizer(latents.float(), generator)
-        with self._narrow():
+        latents, commitment = self._coded(real, generator)
+        with narrow(self.device):
             made, _ = self.model.decoder(latents)
         real, made = real[:, judged].contiguous(), made[:, judged].contiguous()
         drawn = torch.randperm(len(SCALES), generator=generator)[: plan.scales].tolist()
@@ -155,7 +161,7 @@ class Run:
         if against:
             few = slice(0, plan.critic_rows)
             report["critic"] = self._teach_critic(real[few], made[few].detach())
-            with self._narrow():
+            with narrow(self.device):
                 with torch.no_grad():
                     wanted = self.critic(real[few])
                 fool, apart = codec_loss(wanted, self.critic(made[few]))
@@ -170,11 +176,28 @@ class Run:
         self.step += 1
         return report
 
-    def _narrow(self) -> torch.autocast:
-        return torch.autocast(self.device, torch.bfloat16)
+    def _coded(self, real: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """real (b,n) -> what the decoder gets (b,f,latent), commitment loss."""
+        if self.resting:
+            with torch.no_grad():  # in float32, as codes are made elsewhere
+                sums, _ = self.quantizer.look_up(self.model.encoder(real), generator)
+            return sums, sums.new_zeros(())
+        with narrow(self.device):
+            latents: Tensor = self.model.encoder(real)
+        if not self.quantized:
+            return latents, latents.new_zeros(())
+        latents, commitment, _ = self.quantizer(latents.float(), generator)
+        return latents, commitment
+
+    @torch.no_grad()
+    def _rest(self) -> None:
+        """From here on the encoder is its own average, and it and the codebooks stay."""
+        of_encoder = {k: v for k, v in self.average.items() if k.startswith("encoder.")}
+        self.model.load_state_dict(of_encoder, strict=False)
+        self.resting = True
 
     def _teach_critic(self, real: Tensor, made: Tensor) -> Tensor:
-        with self._narrow():
+        with narrow(self.device):
             loss = critic_loss(self.critic(real), self.critic(made))
         self.critic_steps.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -259,9 +282,12 @@ def _keep_best(state: Run, judge: Judge, folder: Path, log: places.Log) -> None:
     described = folder / "best.json"
     before = -math.inf
     if described.exists():
-        before = json.loads(described.read_text(encoding="utf-8"))["figures"]["score"]
+        known = json.loads(described.read_text(encoding="utf-8"))
+        if known.get("resting", False) == state.resting:  # weights with other codes are no rivals
+            before = known["figures"]["score"]
     if state.quantized and figures["score"] >= before:
         about = {"shape": state.shape.model_dump(), "step": state.step, "figures": figures}
+        about["resting"] = state.resting
         places.write_tensors(folder / "best.safetensors", model.state_dict())
         places.write_json(described, {**about, "plan": asdict(state.plan)})
 

@@ -21,6 +21,7 @@ from speechssm.export.models.griffin import Griffin
 from speechssm.export.presets import PRESETS
 
 from .. import places
+from ..precision import narrow
 from . import streams
 
 SAVE_SECONDS = 300.0
@@ -73,7 +74,7 @@ def run(device: str, s: dict[str, Any], shape: LMShape | None = None, minutes: f
         tokens = source.batch(step).to(device)
         for group in optimiser.param_groups:
             group["lr"] = rate(step, s)
-        with torch.autocast(device, torch.bfloat16):
+        with narrow(device):
             lost = loss(model, tokens)
         optimiser.zero_grad(set_to_none=True)
         lost.backward()

@@ -18,14 +18,14 @@ from recipes.codec import words
 from recipes.codec.evaluate import entropy
 from recipes.codec.losses import SCALES, reconstruction
 from recipes.codec.quantizer import Trainer, nearest
-from recipes.codec.train import Plan, Run, trimmed
+from recipes.codec.train import Plan, Run, averaged, trimmed
 
 from speechssm.axes import FRAME_SAMPLES
 from speechssm.bundle.shapes.codec import CODEC_PRESETS
 from speechssm.export.models.codec import Codec
 
 TINY = CODEC_PRESETS["tiny"]
-PLAN = Plan(steps=5, batch=2, crop_frames=4, quantize_from=0.2, critic_from=0.6, warmup=2)
+PLAN = Plan(steps=5, batch=2, crop_frames=4, quantize_from=0.2, critic_from=0.6, rest_from=0.8, warmup=2)
 
 
 @pytest.fixture(autouse=True)
@@ -98,7 +98,7 @@ def test_straight_through_gives_the_encoder_the_decoders_gradient() -> None:
 
 
 def test_resumed_training_equals_uninterrupted_training(tmp_path: Path) -> None:
-    """Over all three stages: autoencoder, quantized, critic."""
+    """Over all stages: autoencoder, quantized, critic, resting codes."""
     whole = Run(TINY, PLAN, "cpu")
     for _ in range(PLAN.steps):
         whole.advance(Noise())
@@ -118,6 +118,20 @@ def test_resumed_training_equals_uninterrupted_training(tmp_path: Path) -> None:
             torch.testing.assert_close(a, b, msg=f"{name} after resuming at step {stop}")
         for name, a in whole.average.items():
             torch.testing.assert_close(a, second.average[name], msg=f"averaged {name}")
+
+
+def test_codes_stay_while_the_decoder_learns() -> None:
+    """What is encoded once encoder and codebooks rest is what the finished codec would encode."""
+    run = Run(TINY, replace(PLAN, steps=40, rest_from=0.1), "cpu")
+    audio = Noise()(99, 2, 40 * FRAME_SAMPLES)
+    while not run.resting:
+        run.advance(Noise())
+    early, sound = averaged(run).encode(audio), averaged(run).decoder.gain.weight.clone()
+    while run.step < 40:
+        run.advance(Noise())
+    assert torch.equal(early, averaged(run).encode(audio))
+    assert torch.equal(early, run.model.encode(audio))
+    assert not torch.equal(sound, averaged(run).decoder.gain.weight)
 
 
 def test_training_lowers_the_distance() -> None:
