@@ -15,7 +15,7 @@ from torch import Tensor
 
 def linear_scan(a: Tensor, x: Tensor) -> Tensor:
     """a, x (b,t,e) of one dtype -> h (b,t,e) from h_{-1} = 0; differentiable in both."""
-    h: Tensor = _Scan.apply(a, x)
+    h: Tensor = _Scan.apply(a, x)  # type: ignore[no-untyped-call]
     return h
 
 
@@ -27,7 +27,7 @@ class _Scan(torch.autograd.Function):
         return h
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor]:
         a, h = ctx.saved_tensors  # type: ignore[attr-defined]
         # g_t = grad_t + a_{t+1} g_{t+1}: the same recurrence from the other end.
         following = torch.cat([a[:, 1:], torch.zeros_like(a[:, :1])], 1)
