@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import typer
@@ -29,10 +29,17 @@ def _device(name: str) -> str:
 
 
 @app.command()
-def prepare(data: Data, device: Device = "auto", threads: Threads = 1) -> None:
+def prepare(
+    data: Data,
+    device: Device = "auto",
+    threads: Threads = 1,
+    only: Annotated[
+        Literal["heard", "codes"] | None, typer.Option(help="Tokens and voiceprints, or codes; else both.")
+    ] = None,
+) -> None:
     """Encode every recording with the trained tokenizer and codec; what exists already is kept."""
     torch.set_num_threads(threads)
-    preparation.prepare(data, _device(device))
+    preparation.prepare(data, _device(device), preparation.KINDS if only is None else (only,))
 
 
 @app.command()

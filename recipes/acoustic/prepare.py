@@ -1,15 +1,19 @@
 """Stage ``prepare``: every recording as semantic tokens, codec codes and a voiceprint, kept in the cache.
 
 Training recordings are also read slower and faster by resampling, which moves pitch, formants and tempo
-together: each speed of a speaker counts as another speaker, with tokens and codes of its own.
+together: each speed of a speaker counts as another speaker, with tokens and codes of its own. What is heard
+(tokens and voiceprint, most of the work) and the codes are kept apart, so that another codec costs only
+the codes.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import soxr
@@ -18,8 +22,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from speechssm.axes import SAMPLE_RATE_HZ, TOKEN_FRAMES, TOKEN_SAMPLES
-from speechssm.bundle.reader import sha256
 from speechssm.bundle.shapes import TokenizerShape
+from speechssm.bundle.shapes.codec import CODEC_PRESETS
 from speechssm.engines.protocol import Array, Bindings
 from speechssm.errors import SpeechSSMError
 from speechssm.export.models.codec import Codec
@@ -35,6 +39,8 @@ SPEEDS = (1.0, 0.84, 0.92, 1.09, 1.19)
 VOICE_SECONDS = 20.0
 """A voiceprint needs no more of a recording."""
 CORPORA = ("kathleen", "librispeech", "stories_speech")
+Kind = Literal["heard", "codes"]
+KINDS: tuple[Kind, ...] = ("heard", "codes")
 
 
 @dataclass(frozen=True)
@@ -107,23 +113,26 @@ def load_tokenizer() -> Tokenizer:
     return model.eval()
 
 
-def path(folder: Path, recording: data.Recording, speed: float) -> Path:
-    """Where an encoded recording is kept."""
-    return folder / f"{recording.key}@{speed:.2f}.safetensors"
+def path(folder: Path, kind: Kind, recording: data.Recording, speed: float) -> Path:
+    """Where one kind of an encoded recording is kept."""
+    return folder / kind / f"{recording.key}@{speed:.2f}.safetensors"
 
 
-def encode(audio: NDArray[np.float32], speed: float, with_: Encoders) -> dict[str, np.ndarray]:
-    """audio (n) read ``speed`` times faster -> tokens (t), codes (q, 2t), voiceprint; whole tokens only."""
+def encode(audio: NDArray[np.float32], speed: float, kind: Kind, with_: Encoders) -> dict[str, np.ndarray]:
+    """audio (n) read ``speed`` times faster -> tokens (t) and voiceprint, or codes (q, 2t); whole tokens only."""
     if speed != 1.0:
         # A rate ratio in whole hertz: the copy is to be another voice, not an exact speed.
         audio = soxr.resample(audio, round(SAMPLE_RATE_HZ * speed), SAMPLE_RATE_HZ).astype(np.float32)
     whole = len(audio) // TOKEN_SAMPLES
     audio = np.ascontiguousarray(audio[: whole * TOKEN_SAMPLES])
-    tokens, codes = with_.tokens(audio), with_.codes(audio)
+    if kind == "codes":
+        codes = with_.codes(audio)
+        assert codes.shape[1] == whole * TOKEN_FRAMES
+        return {"codes": codes.astype(np.int16)}
+    tokens = with_.tokens(audio)
     assert tokens.shape == (whole,)
-    assert codes.shape[1] == whole * TOKEN_FRAMES
     voice = with_.voice(audio[: int(VOICE_SECONDS * SAMPLE_RATE_HZ)])
-    return {"tokens": tokens.astype(np.int32), "codes": codes.astype(np.int16), "voice": voice}
+    return {"tokens": tokens.astype(np.int32), "voice": voice}
 
 
 def wanted(recordings: Iterable[data.Recording]) -> list[tuple[data.Recording, float]]:
@@ -132,15 +141,23 @@ def wanted(recordings: Iterable[data.Recording]) -> list[tuple[data.Recording, f
     return [(r, s) for s in SPEEDS for r in chosen if s == 1.0 or not splits.held_out(r)]
 
 
-def run(recordings: Sequence[data.Recording], with_: Encoders, folder: Path | None = None) -> int:
-    """Encode what is missing; interrupting and starting again loses nothing. Returns how many were made."""
+def run(
+    recordings: Sequence[data.Recording],
+    with_: Encoders,
+    folder: Path | None = None,
+    kinds: Sequence[Kind] = KINDS,
+) -> int:
+    """Encode what is missing; interrupting and starting again loses nothing. Returns how many files were made."""
     folder = folder or places.cache("acoustic", "prepared")
-    folder.mkdir(parents=True, exist_ok=True)
-    todo = [(r, s) for r, s in wanted(recordings) if not path(folder, r, s).exists()]
-    for recording, speed in tqdm(todo, "prepare", unit="recording"):
-        audio = data.audio(recording).astype(np.float32) / 32768.0
-        places.write_arrays(path(folder, recording, speed), encode(audio, speed, with_))
-    return len(todo)
+    made = 0
+    for kind in kinds:
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+        todo = [(r, s) for r, s in wanted(recordings) if not path(folder, kind, r, s).exists()]
+        for recording, speed in tqdm(todo, f"prepare {kind}", unit="recording"):
+            audio = data.audio(recording).astype(np.float32) / 32768.0
+            places.write_arrays(path(folder, kind, recording, speed), encode(audio, speed, kind, with_))
+        made += len(todo)
+    return made
 
 
 def load(
@@ -151,37 +168,53 @@ def load(
     found = []
     for recording in recordings:
         for speed in speeds:
-            file = path(folder, recording, speed)
-            if file.exists():
-                a = places.load_arrays(file)
-                tokens, codes = a["tokens"].astype(np.int64), a["codes"].astype(np.int64)
-                found.append(Encoded(recording, speed, tokens, codes, a["voice"]))
+            heard, codes = (path(folder, kind, recording, speed) for kind in KINDS)
+            if heard.exists() and codes.exists():
+                a, b = places.load_arrays(heard), places.load_arrays(codes)
+                tokens, coded = a["tokens"].astype(np.int64), b["codes"].astype(np.int64)
+                found.append(Encoded(recording, speed, tokens, coded, a["voice"]))
     return found
 
 
-def same_source(folder: Path) -> None:
+def same_source(folder: Path, kinds: Sequence[Kind] = KINDS) -> None:
     """Note which tokenizer and codec ``folder`` is made with, or raise SpeechSSMError if others made it.
 
-    Tokens and codes mean nothing to weights trained later, and nothing in a file would show it.
+    Tokens and codes mean nothing to weights trained later, and nothing in a file would show it. Of the codec
+    only encoder and codebooks count: a better decoder speaks the same codes.
     """
-    parts = {part: sha256(places.best(part)) for part in ("tokenizer", "codec")}
-    noted = folder / "source.json"
-    if not noted.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        places.write_json(noted, parts)
-        return
-    before = json.loads(noted.read_text(encoding="utf-8"))
-    changed = [part for part, digest in parts.items() if digest != before[part]]
-    if changed:
-        raise SpeechSSMError(
-            f"the {' and the '.join(changed)} changed since {folder} was prepared: delete that folder, prepare again"
-            " and train anew"
-        )
+    makers: dict[Kind, tuple[str, tuple[str, ...]]] = {
+        "heard": ("tokenizer", ("",)),
+        "codes": ("codec", ("encoder.", "codebooks")),
+    }
+    for kind in kinds:
+        part, prefixes = makers[kind]
+        noted, digest = folder / kind / "source.json", _digest(places.best(part), prefixes)
+        if not noted.exists():
+            noted.parent.mkdir(parents=True, exist_ok=True)
+            places.write_json(noted, {part: digest})
+        elif places.read_json(noted)[part] != digest:
+            raise SpeechSSMError(
+                f"the {part} changed since {noted.parent} was prepared: delete that folder, prepare again"
+                " and train anew"
+            )
 
 
-def prepare(root: Path, device: str) -> None:
+def _digest(weights: Path, prefixes: tuple[str, ...]) -> str:
+    """sha256 of the tensors whose names begin with one of ``prefixes``."""
+    digest = hashlib.sha256()
+    for name, value in sorted(places.load_arrays(weights).items()):
+        if name.startswith(prefixes):
+            digest.update(f"{name}{value.dtype}{value.shape}".encode())
+            digest.update(value.tobytes())
+    return digest.hexdigest()
+
+
+def prepare(root: Path, device: str, kinds: Sequence[Kind] = KINDS) -> None:
     """The stage as the command line runs it, with the trained tokenizer and codec."""
-    tokenizer, codec = load_tokenizer().to(device), load_best().eval().to(device)
-    same_source(places.cache("acoustic", "prepared"))
-    made = run(data.recordings(root), encoders(tokenizer, codec, voiceprint.load(device), device))
-    print(f"{made} recordings prepared")
+    tokenizer = load_tokenizer().to(device)
+    codec = load_best().to(device) if "codes" in kinds else Codec(CODEC_PRESETS["tiny"])
+    same_source(places.cache("acoustic", "prepared"), kinds)
+    made = run(
+        data.recordings(root), encoders(tokenizer, codec, voiceprint.load(device), device), kinds=kinds
+    )
+    print(f"{made} files prepared")

@@ -87,7 +87,7 @@ def seeded_encoders() -> prepare.Encoders:
 def test_prepare_covers_training_at_all_speeds_and_held_out_at_one(corpus: Path) -> None:
     recordings = data.recordings(corpus)
     count = prepare.run(recordings, seeded_encoders())
-    assert count == 4 * len(prepare.SPEEDS) + 2
+    assert count == 2 * (4 * len(prepare.SPEEDS) + 2)
     assert prepare.run(recordings, seeded_encoders()) == 0, "what exists is kept"
     for item in prepare.load(recordings):
         seconds = len(data.audio(item.recording)) / 16_000 / item.speed
@@ -105,13 +105,25 @@ def test_copies_are_other_speakers(corpus: Path) -> None:
 
 
 def test_preparations_of_other_weights_are_refused(corpus: Path, tmp_path: Path) -> None:
-    for part in ("tokenizer", "codec"):
-        (train.places.cache(part) / "best.safetensors").write_bytes(part.encode())
+    """Another tokenizer, encoder or codebook; another decoder speaks the same codes."""
+    weights = {"encoder.a": 1.0, "decoder.a": 1.0, "codebooks": 1.0}
+
+    def codec(**changed: float) -> None:
+        values = weights | {k.replace("_", "."): v for k, v in changed.items()}
+        train.places.write_arrays(
+            train.places.cache("codec") / "best.safetensors", {k: np.full(3, v) for k, v in values.items()}
+        )
+
+    train.places.write_arrays(train.places.cache("tokenizer") / "best.safetensors", {"a": np.ones(3)})
+    codec()
     prepare.same_source(tmp_path / "prepared")
+    codec(decoder_a=2.0)
     prepare.same_source(tmp_path / "prepared")
-    (train.places.cache("codec") / "best.safetensors").write_bytes(b"trained on")
-    with pytest.raises(SpeechSSMError, match="the codec changed"):
-        prepare.same_source(tmp_path / "prepared")
+    for changed in ({"encoder_a": 2.0}, {"codebooks": 2.0}):
+        codec(**changed)
+        prepare.same_source(tmp_path / "prepared", ("heard",))
+        with pytest.raises(SpeechSSMError, match="the codec changed"):
+            prepare.same_source(tmp_path / "prepared")
 
 
 def test_no_training_list_touches_what_is_held_out(corpus: Path) -> None:
