@@ -26,6 +26,7 @@ class Context:
     config: dict[str, Any]
     hours: float
     minutes: float
+    part: str
 
 
 def _voices(c: Context) -> None:
@@ -89,6 +90,12 @@ def _judge_language(c: Context) -> None:
     print(json.dumps(judge.run(train.settings()), indent=1))
 
 
+def _keep(c: Context) -> None:
+    from . import keep
+
+    keep.run(c.part)
+
+
 STAGES: dict[str, tuple[str, Callable[[Context], None]]] = {
     "voices": ("speak story text with flite's voices (Debian package flite), --hours of it", _voices),
     "teach": ("Whisper-base block 4 features of all speech, at 25 Hz", _teach),
@@ -100,6 +107,7 @@ STAGES: dict[str, tuple[str, Callable[[Context], None]]] = {
     "tokens": ("tokenise the stories, spoken by flite, for the language model, --hours of it", _tokens),
     "language": ("train the Griffin language model on the tokens, at most --minutes", _language),
     "judge-language": ("nat per token below a Kneser-Ney 5-gram on held-out speech", _judge_language),
+    "keep": ("copy the best weights of --part from the cache into recipes/trained", _keep),
 }
 
 
@@ -118,6 +126,7 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=HERE / "tokenizer.json")
     parser.add_argument("--hours", type=float, default=3.0, help="speech to synthesise (voices, tokens)")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop and save after (language)")
+    parser.add_argument("--part", choices=("tokenizer", "codec", "language", "acoustic"), default="codec")
     given = parser.parse_args()
     import torch
 
@@ -126,7 +135,9 @@ def main() -> None:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     config = json.loads(given.config.read_text(encoding="utf-8"))
-    STAGES[given.stage][1](Context(given.data, device, given.threads, config, given.hours, given.minutes))
+    STAGES[given.stage][1](
+        Context(given.data, device, given.threads, config, given.hours, given.minutes, given.part)
+    )
 
 
 if __name__ == "__main__":

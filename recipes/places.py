@@ -22,6 +22,8 @@ __all__ = [
     "best",
     "cache",
     "checkpoint",
+    "committed",
+    "described",
     "load_arrays",
     "load_tensors",
     "partial",
@@ -42,7 +44,7 @@ def cache(*parts: str) -> Path:
 
 
 TRAINED = Path(__file__).parent / "trained"
-"""Weights that met their bar, committed: the demo bundle is made of them once all four parts are there."""
+"""The best weights so far, committed: a fresh machine goes on from them, and the demo bundle is made of them."""
 
 
 def best(stage: str) -> Path:
@@ -55,6 +57,19 @@ def best(stage: str) -> Path:
         if path.exists():
             return path
     raise FileNotFoundError(f"there are no {stage} weights yet: run 'python -m recipes {stage}' first")
+
+
+def described(stage: str) -> dict[str, Any]:
+    """What is said of :func:`best`: its shape, step and figures."""
+    return dict(read_json(best(stage).with_suffix(".json")))
+
+
+def committed(stage: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+    """The committed weights of ``stage`` in float32 and what is said of them, for a run without a checkpoint."""
+    path = TRAINED / f"{stage}.safetensors"
+    if not path.exists():
+        return None
+    return {k: v.float() for k, v in load_tensors(path).items()}, read_json(path.with_suffix(".json"))
 
 
 @contextmanager

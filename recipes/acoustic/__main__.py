@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -51,13 +52,15 @@ def train(
     learning_rate: float = training.Plan.learning_rate,
     seed: int = training.Plan.seed,
     threads: Threads = 1,
+    minutes: Annotated[float, typer.Option(help="Save and stop after this long.")] = math.inf,
     folder: Folder = None,
 ) -> None:
     """Train, or resume where the last checkpoint stopped."""
     torch.set_num_threads(threads)
     preparation.same_source((folder or places.cache("acoustic")) / "prepared")
     plan = replace(training.Plan(), steps=steps, batch=batch, learning_rate=learning_rate, seed=seed)
-    training.run(data, _device(device), plan, folder=folder, codebooks=load_codec().codebooks.detach())
+    books = load_codec().codebooks.detach()
+    training.run(data, _device(device), plan, folder=folder, codebooks=books, minutes=minutes)
 
 
 @app.command()

@@ -12,7 +12,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -114,6 +113,12 @@ class Run:
         self.optimizer.load_state_dict(whole)
         self.step = int(tensors["step"][0])
 
+    def go_on_from(self, weights: Mapping[str, Tensor], step: int) -> None:
+        """Continue from finished weights alone; the optimizer and the voiceprint map begin anew."""
+        self.model.load_state_dict(dict(weights))
+        self.average = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+        self.step = step
+
     def advance(self, crops: Crops) -> dict[str, Tensor]:
         """One step; returns its losses."""
         plan = self.plan
@@ -207,10 +212,12 @@ def run(
     shape: AcousticShape | None = None,
     folder: Path | None = None,
     codebooks: Tensor | None = None,
+    minutes: float = math.inf,
 ) -> None:
-    """Train or resume in ``folder`` until ``plan.steps``; ``best.safetensors`` is kept up to date there.
+    """Train or resume in ``folder`` until ``plan.steps`` or for ``minutes``; keeps the best weights there.
 
-    A new run starts its code embeddings from the codec's ``codebooks`` (q,c,r) where they are given.
+    Without a checkpoint the committed weights are gone on from. Without those either, code embeddings start
+    from the codec's ``codebooks`` (q,c,r) where they are given.
     """
     shape = shape or ACOUSTIC_PRESETS["demo"]
     folder = folder or places.cache("acoustic")
@@ -219,6 +226,8 @@ def run(
     state = Run(shape, plan, device)
     if (folder / "last.safetensors").exists():
         state.load(folder / "last.safetensors")
+    elif (known := places.committed("acoustic")) and known[1]["shape"] == shape.model_dump():
+        state.go_on_from(known[0], known[1]["step"])
     elif codebooks is not None:
         state.start_from(codebooks.to(device))
     training, validation = chosen(data.recordings(root))
@@ -231,15 +240,18 @@ def run(
     first = state.step
     while state.step < plan.steps:
         report = state.advance(crops)
+        done = state.step == plan.steps or time.monotonic() - begun > 60 * minutes
         if state.step % 50 == 0:
             speed = (state.step - first) / (time.monotonic() - begun)
             losses = {k: float(v) for k, v in report.items()}
             log(event="step", step=state.step, rate=plan.rate(state.step), steps_per_second=speed, **losses)
-        if state.step % plan.judge_every == 0 or state.step == plan.steps:
+        if state.step % plan.judge_every == 0 or done:
             _keep_best(state, checks, folder, log)
-        if time.monotonic() - saved > plan.save_seconds or state.step == plan.steps:
+        if time.monotonic() - saved > plan.save_seconds or done:
             state.save(folder / "last.safetensors")
             saved = time.monotonic()
+        if done:
+            break
 
 
 def chosen(recordings: list[data.Recording]) -> tuple[list[data.Recording], list[data.Recording]]:
@@ -268,10 +280,9 @@ def _keep_best(state: Run, checks: Crops, folder: Path, log: places.Log) -> None
 
 def load_best(folder: Path | None = None) -> Acoustic:
     """The best weights so far as a reference model. Raises FileNotFoundError when nothing was trained yet."""
-    folder = folder or places.cache("acoustic")
-    described: dict[str, Any] = json.loads((folder / "best.json").read_text(encoding="utf-8"))
-    model = Acoustic(AcousticShape.model_validate(described["shape"]))
-    model.load_state_dict(places.load_tensors(folder / "best.safetensors"))
+    weights = folder / "best.safetensors" if folder else places.best("acoustic")
+    model = Acoustic(AcousticShape.model_validate(places.read_json(weights.with_suffix(".json"))["shape"]))
+    model.load_state_dict({k: v.float() for k, v in places.load_tensors(weights).items()})
     return model.eval()
 
 

@@ -54,6 +54,12 @@ class Trainer:
             left = left - book[index]
 
     @torch.no_grad()
+    def expect(self, batch: int) -> None:
+        """Statistics as if every code had its even share of ``batch`` latents a step."""
+        self.counts.fill_(batch / self.counts.shape[1])
+        self.sums.copy_(self.books * self.counts[..., None])
+
+    @torch.no_grad()
     def assign(self, latents: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """latents (r, latent) -> sums of the first 1..q levels (q, r, latent), codes (q, r). Learns."""
         left, total = latents, torch.zeros_like(latents)

@@ -135,6 +135,14 @@ class Run:
         self.step = int(tensors["step"][0])
         self.quantized, self.resting = (bool(n) for n in tensors["step"][1:])
 
+    @torch.no_grad()
+    def go_on_from(self, weights: Mapping[str, Tensor], step: int, resting: bool) -> None:
+        """Continue from finished weights alone; optimizers and statistics begin anew."""
+        self.model.load_state_dict(dict(weights))
+        self.average = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+        self.quantizer.expect(self.plan.batch * self.plan.crop_frames)
+        self.step, self.quantized, self.resting = step, True, resting
+
     # training
 
     def advance(self, crops: Crops) -> dict[str, float | Tensor]:
@@ -232,7 +240,10 @@ def run(
     folder: Path | None = None,
     minutes: float | None = None,
 ) -> None:
-    """Train or resume in ``folder`` until ``plan.steps``, or for ``minutes``; keeps the best weights there."""
+    """Train or resume in ``folder`` until ``plan.steps``, or for ``minutes``; keeps the best weights there.
+
+    Without a checkpoint the committed weights are gone on from.
+    """
     shape = shape or CODEC_PRESETS["demo"]
     folder = folder or places.cache("codec")
     folder.mkdir(parents=True, exist_ok=True)
@@ -240,6 +251,8 @@ def run(
     state = Run(shape, plan, device)
     if (folder / "last.safetensors").exists():
         state.load(folder / "last.safetensors")
+    elif (known := places.committed("codec")) and known[1]["shape"] == shape.model_dump():
+        state.go_on_from(known[0], known[1]["step"], known[1]["resting"])
     training, validation = chosen(root)
     crops, judge = Crops(training, device, plan.seed), Judge(validation, shape)
     log(event="start", step=state.step, device=device, plan=asdict(plan), shape=shape.model_dump())
@@ -294,10 +307,9 @@ def _keep_best(state: Run, judge: Judge, folder: Path, log: places.Log) -> None:
 
 def load_best(folder: Path | None = None) -> Codec:
     """The best weights so far as a reference model. Raises FileNotFoundError when nothing was trained yet."""
-    folder = folder or places.cache("codec")
-    described = json.loads((folder / "best.json").read_text(encoding="utf-8"))
-    model = Codec(CodecShape.model_validate(described["shape"]))
-    model.load_state_dict(places.load_tensors(folder / "best.safetensors"))
+    weights = folder / "best.safetensors" if folder else places.best("codec")
+    model = Codec(CodecShape.model_validate(places.read_json(weights.with_suffix(".json"))["shape"]))
+    model.load_state_dict({k: v.float() for k, v in places.load_tensors(weights).items()})
     return model.eval()
 
 

@@ -67,6 +67,9 @@ def run(s: dict[str, Any], shape: LMShape | None = None, *, limit: int = 60) -> 
     steps = [e["step"] for e in places.Log(train.folder() / "log.jsonl").read()]
     figures |= {"step": max(steps, default=0), "passes": len(judged) == 2 and min(judged) >= BAR_NAT}
     places.Log(train.folder() / "judged.jsonl")(**figures)
+    places.write_tensors(train.folder() / "best.safetensors", model.state_dict())
+    about = {"shape": shape.model_dump(), "step": figures["step"], "figures": figures}
+    places.write_json(train.folder() / "best.json", about)
     draw(train.folder())
     return figures
 

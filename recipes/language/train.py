@@ -66,7 +66,12 @@ def run(device: str, s: dict[str, Any], shape: LMShape | None = None, minutes: f
     optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98))
     average = {k: v.detach().clone() for k, v in model.state_dict().items()}
     checkpoint = folder() / "checkpoint.safetensors"
-    step = places.resume(checkpoint, model, average, optimiser) if checkpoint.exists() else 0
+    step = 0
+    if checkpoint.exists():
+        step = places.resume(checkpoint, model, average, optimiser)
+    elif (known := places.committed("language")) and known[1]["shape"] == shape.model_dump():
+        model.load_state_dict(known[0])
+        average, step = {k: v.detach().clone() for k, v in model.state_dict().items()}, known[1]["step"]
     log = places.Log(folder() / "log.jsonl")
     began = saved = noted = time.monotonic()
     sums, heard = 0.0, 0
