@@ -91,9 +91,9 @@ def _judge_language(c: Context) -> None:
 
 
 def _keep(c: Context) -> None:
-    from . import keep
+    from . import weights
 
-    keep.run(c.part)
+    weights.keep(c.part)
 
 
 STAGES: dict[str, tuple[str, Callable[[Context], None]]] = {

@@ -144,7 +144,7 @@ def run(root: Path, config: dict[str, Any]) -> dict[str, Any]:
     known = places.read_json(best) if best.exists() else None
     if known is None or score(figures) > score(known["figures"]):
         places.write_tensors(folder / "best.safetensors", dict(model.state_dict()))
-        places.write_json(best, {"shape": shape.model_dump(), "figures": figures})
+        places.write_json(best, {"shape": shape.model_dump(), "step": figures["step"], "figures": figures})
     draw(folder)
     return figures
 

@@ -17,13 +17,9 @@ from safetensors.torch import load_file as load_tensors
 from safetensors.torch import save_file as save_tensors
 
 __all__ = [
-    "TRAINED",
     "Log",
-    "best",
     "cache",
     "checkpoint",
-    "committed",
-    "described",
     "load_arrays",
     "load_tensors",
     "partial",
@@ -41,35 +37,6 @@ def cache(*parts: str) -> Path:
     path = root.joinpath("recipes", *parts)
     path.mkdir(parents=True, exist_ok=True)
     return path
-
-
-TRAINED = Path(__file__).parent / "trained"
-"""The best weights so far, committed: a fresh machine goes on from them, and the demo bundle is made of them."""
-
-
-def best(stage: str) -> Path:
-    """The best weights of ``stage``: the cache's, or else the committed ones. Their shape is in ``.json`` beside.
-
-    Raises FileNotFoundError naming the stage to run.
-    """
-    cached, committed = cache(stage) / "best.safetensors", TRAINED / f"{stage}.safetensors"
-    for path in (cached, committed):
-        if path.exists():
-            return path
-    raise FileNotFoundError(f"there are no {stage} weights yet: run 'python -m recipes {stage}' first")
-
-
-def described(stage: str) -> dict[str, Any]:
-    """What is said of :func:`best`: its shape, step and figures."""
-    return dict(read_json(best(stage).with_suffix(".json")))
-
-
-def committed(stage: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
-    """The committed weights of ``stage`` in float32 and what is said of them, for a run without a checkpoint."""
-    path = TRAINED / f"{stage}.safetensors"
-    if not path.exists():
-        return None
-    return {k: v.float() for k, v in load_tensors(path).items()}, read_json(path.with_suffix(".json"))
 
 
 @contextmanager

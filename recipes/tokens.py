@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from speechssm.axes import TOKEN_RATE_HZ
-from speechssm.bundle.shapes import TokenizerShape
 
 from . import data, figures, judge_tokenizer, places, splits, texts, voices
 from .tokenize import tokenize
+from .weights import load_tokenizer
 
 STRETCH_WORDS = 600
 """About four minutes."""
@@ -75,9 +75,7 @@ def folder() -> Path:
 
 def run(root: Path, config: dict[str, Any], hours: float) -> None:
     """Tokenise with the best tokenizer: recordings first, then held-out stories, then ``hours`` of the others."""
-    shape = TokenizerShape(**config["shape"])
-    weights = places.best("tokenizer")
-    graph = judge_tokenizer.session(judge_tokenizer.load_model(weights, shape), threads=1)
+    graph = judge_tokenizer.session(load_tokenizer(), threads=1)
     index = folder() / "index.jsonl"
     known = {json.loads(line)["name"] for line in index.read_text().splitlines()} if index.exists() else set()
 

@@ -9,9 +9,9 @@ the codes.
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
@@ -21,21 +21,22 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from speechssm.axes import SAMPLE_RATE_HZ, TOKEN_FRAMES, TOKEN_SAMPLES
-from speechssm.bundle.shapes import TokenizerShape
+from speechssm.axes import SAMPLE_RATE_HZ, TOKEN_RATE_HZ, TOKEN_SAMPLES
 from speechssm.bundle.shapes.codec import CODEC_PRESETS
 from speechssm.engines.protocol import Array, Bindings
 from speechssm.errors import SpeechSSMError
 from speechssm.export.models.codec import Codec
 from speechssm.export.models.tokenizer import Tokenizer
 from speechssm.runtime.prompt import tokenize
+from speechssm.runtime.windows import DEFAULT
 
-from .. import data, places, splits
+from .. import data, places, splits, weights
 from ..codec.train import load_best
 from . import voiceprint
 
 SPEEDS = (1.0, 0.84, 0.92, 1.09, 1.19)
 """Copies of each training recording; only 1.0 of held-out ones."""
+WINDOW_SECONDS = DEFAULT.window / TOKEN_RATE_HZ
 VOICE_SECONDS = 20.0
 """A voiceprint needs no more of a recording."""
 CORPORA = ("kathleen", "librispeech", "stories_speech")
@@ -104,35 +105,47 @@ def encoders(tokenizer: Tokenizer, codec: Codec, voice: voiceprint.Voiceprint, d
     )
 
 
-def load_tokenizer() -> Tokenizer:
-    """The best tokenizer: trained here, or else the committed one. Raises FileNotFoundError."""
-    weights = places.best("tokenizer")
-    described = json.loads(weights.with_suffix(".json").read_text(encoding="utf-8"))
-    model = Tokenizer(TokenizerShape.model_validate(described["shape"]))
-    model.load_state_dict({k: v.float() for k, v in places.load_tensors(weights).items()})
-    return model.eval()
-
-
 def path(folder: Path, kind: Kind, recording: data.Recording, speed: float) -> Path:
     """Where one kind of an encoded recording is kept."""
     return folder / kind / f"{recording.key}@{speed:.2f}.safetensors"
 
 
-def encode(audio: NDArray[np.float32], speed: float, kind: Kind, with_: Encoders) -> dict[str, np.ndarray]:
-    """audio (n) read ``speed`` times faster -> tokens (t) and voiceprint, or codes (q, 2t); whole tokens only."""
+def read(recording: data.Recording, speed: float) -> NDArray[np.float32]:
+    """The recording ``speed`` times faster, audio (n) of whole tokens."""
+    audio = data.audio(recording).astype(np.float32) / 32768.0
     if speed != 1.0:
         # A rate ratio in whole hertz: the copy is to be another voice, not an exact speed.
         audio = soxr.resample(audio, round(SAMPLE_RATE_HZ * speed), SAMPLE_RATE_HZ).astype(np.float32)
-    whole = len(audio) // TOKEN_SAMPLES
-    audio = np.ascontiguousarray(audio[: whole * TOKEN_SAMPLES])
+    return np.ascontiguousarray(audio[: len(audio) // TOKEN_SAMPLES * TOKEN_SAMPLES])
+
+
+def encode(pieces: Sequence[NDArray[np.float32]], kind: Kind, with_: Encoders) -> list[dict[str, np.ndarray]]:
+    """Recordings of one speaker, each audio (n) -> tokens (t) and voiceprint, or codes (q, 2t), of each.
+
+    They are heard as one: a window of 30 s costs the same for a sentence of 3 s.
+    """
     if kind == "codes":
-        codes = with_.codes(audio)
-        assert codes.shape[1] == whole * TOKEN_FRAMES
-        return {"codes": codes.astype(np.int16)}
-    tokens = with_.tokens(audio)
-    assert tokens.shape == (whole,)
-    voice = with_.voice(audio[: int(VOICE_SECONDS * SAMPLE_RATE_HZ)])
-    return {"tokens": tokens.astype(np.int32), "voice": voice}
+        return [{"codes": with_.codes(audio).astype(np.int16)} for audio in pieces]
+    whole = np.concatenate(pieces)
+    voice = with_.voice(whole[: int(VOICE_SECONDS * SAMPLE_RATE_HZ)])
+    ends = np.cumsum([len(audio) // TOKEN_SAMPLES for audio in pieces])
+    tokens = np.split(with_.tokens(whole).astype(np.int32), ends[:-1])
+    return [{"tokens": np.ascontiguousarray(part), "voice": voice} for part in tokens]
+
+
+def together(todo: Sequence[tuple[data.Recording, float]]) -> Iterator[list[tuple[data.Recording, float]]]:
+    """``todo`` in runs of one speaker at one speed that fill a window at most, or that are one long recording."""
+    for _, same in groupby(todo, key=lambda pair: (pair[0].corpus, pair[0].speaker, pair[1])):
+        some: list[tuple[data.Recording, float]] = []
+        seconds = 0.0
+        for recording, speed in same:
+            more = len(data.audio(recording)) / SAMPLE_RATE_HZ / speed
+            if some and seconds + more > WINDOW_SECONDS:
+                yield some
+                some, seconds = [], 0.0
+            some.append((recording, speed))
+            seconds += more
+        yield some
 
 
 def wanted(recordings: Iterable[data.Recording]) -> list[tuple[data.Recording, float]]:
@@ -153,9 +166,12 @@ def run(
     for kind in kinds:
         (folder / kind).mkdir(parents=True, exist_ok=True)
         todo = [(r, s) for r, s in wanted(recordings) if not path(folder, kind, r, s).exists()]
-        for recording, speed in tqdm(todo, f"prepare {kind}", unit="recording"):
-            audio = data.audio(recording).astype(np.float32) / 32768.0
-            places.write_arrays(path(folder, kind, recording, speed), encode(audio, speed, kind, with_))
+        with tqdm(total=len(todo), desc=f"prepare {kind}", unit="recording") as bar:
+            for some in together(todo):
+                found = encode([read(*pair) for pair in some], kind, with_)
+                for (recording, speed), arrays in zip(some, found, strict=True):
+                    places.write_arrays(path(folder, kind, recording, speed), arrays)
+                bar.update(len(some))
         made += len(todo)
     return made
 
@@ -188,7 +204,7 @@ def same_source(folder: Path, kinds: Sequence[Kind] = KINDS) -> None:
     }
     for kind in kinds:
         part, prefixes = makers[kind]
-        noted, digest = folder / kind / "source.json", _digest(places.best(part), prefixes)
+        noted, digest = folder / kind / "source.json", _digest(weights.best(part).parameters, prefixes)
         if not noted.exists():
             noted.parent.mkdir(parents=True, exist_ok=True)
             places.write_json(noted, {part: digest})
@@ -199,19 +215,19 @@ def same_source(folder: Path, kinds: Sequence[Kind] = KINDS) -> None:
             )
 
 
-def _digest(weights: Path, prefixes: tuple[str, ...]) -> str:
+def _digest(parameters: Mapping[str, torch.Tensor], prefixes: tuple[str, ...]) -> str:
     """sha256 of the tensors whose names begin with one of ``prefixes``."""
     digest = hashlib.sha256()
-    for name, value in sorted(places.load_arrays(weights).items()):
+    for name, value in sorted(parameters.items()):
         if name.startswith(prefixes):
-            digest.update(f"{name}{value.dtype}{value.shape}".encode())
-            digest.update(value.tobytes())
+            digest.update(f"{name}{tuple(value.shape)}".encode())
+            digest.update(value.numpy().tobytes())
     return digest.hexdigest()
 
 
 def prepare(root: Path, device: str, kinds: Sequence[Kind] = KINDS) -> None:
     """The stage as the command line runs it, with the trained tokenizer and codec."""
-    tokenizer = load_tokenizer().to(device)
+    tokenizer = weights.load_tokenizer().to(device)
     codec = load_best().to(device) if "codes" in kinds else Codec(CODEC_PRESETS["tiny"])
     same_source(places.cache("acoustic", "prepared"), kinds)
     made = run(

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from speechssm.bundle.shapes.acoustic import ACOUSTIC_PRESETS, AcousticShape
 from speechssm.export.models.acoustic import Acoustic
 
-from .. import data, places, splits
+from .. import data, places, splits, weights
 from ..precision import narrow
 from . import prepare, voiceprint
 from .crops import Batch, Crops, Mixture
@@ -113,9 +113,9 @@ class Run:
         self.optimizer.load_state_dict(whole)
         self.step = int(tensors["step"][0])
 
-    def go_on_from(self, weights: Mapping[str, Tensor], step: int) -> None:
+    def go_on_from(self, parameters: Mapping[str, Tensor], step: int) -> None:
         """Continue from finished weights alone; the optimizer and the voiceprint map begin anew."""
-        self.model.load_state_dict(dict(weights))
+        self.model.load_state_dict(dict(parameters))
         self.average = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
         self.step = step
 
@@ -226,8 +226,8 @@ def run(
     state = Run(shape, plan, device)
     if (folder / "last.safetensors").exists():
         state.load(folder / "last.safetensors")
-    elif (known := places.committed("acoustic")) and known[1]["shape"] == shape.model_dump():
-        state.go_on_from(known[0], known[1]["step"])
+    elif known := weights.committed("acoustic", shape):
+        state.go_on_from(known.parameters, known.step)
     elif codebooks is not None:
         state.start_from(codebooks.to(device))
     training, validation = chosen(data.recordings(root))
@@ -280,9 +280,9 @@ def _keep_best(state: Run, checks: Crops, folder: Path, log: places.Log) -> None
 
 def load_best(folder: Path | None = None) -> Acoustic:
     """The best weights so far as a reference model. Raises FileNotFoundError when nothing was trained yet."""
-    weights = folder / "best.safetensors" if folder else places.best("acoustic")
-    model = Acoustic(AcousticShape.model_validate(places.read_json(weights.with_suffix(".json"))["shape"]))
-    model.load_state_dict({k: v.float() for k, v in places.load_tensors(weights).items()})
+    found = weights.best("acoustic", folder)
+    model = Acoustic(AcousticShape.model_validate(found.about["shape"]))
+    model.load_state_dict(found.parameters)
     return model.eval()
 
 

@@ -22,7 +22,7 @@ from speechssm.axes import FRAME_SAMPLES
 from speechssm.bundle.shapes.codec import CODEC_PRESETS, CodecShape
 from speechssm.export.models.codec import Codec
 
-from .. import places
+from .. import places, weights
 from ..precision import narrow
 from .critic import Critic, codec_loss, critic_loss
 from .crops import Crops, chosen
@@ -136,9 +136,9 @@ class Run:
         self.quantized, self.resting = (bool(n) for n in tensors["step"][1:])
 
     @torch.no_grad()
-    def go_on_from(self, weights: Mapping[str, Tensor], step: int, resting: bool) -> None:
+    def go_on_from(self, parameters: Mapping[str, Tensor], step: int, resting: bool) -> None:
         """Continue from finished weights alone; optimizers and statistics begin anew."""
-        self.model.load_state_dict(dict(weights))
+        self.model.load_state_dict(dict(parameters))
         self.average = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
         self.quantizer.expect(self.plan.batch * self.plan.crop_frames)
         self.step, self.quantized, self.resting = step, True, resting
@@ -251,8 +251,8 @@ def run(
     state = Run(shape, plan, device)
     if (folder / "last.safetensors").exists():
         state.load(folder / "last.safetensors")
-    elif (known := places.committed("codec")) and known[1]["shape"] == shape.model_dump():
-        state.go_on_from(known[0], known[1]["step"], known[1]["resting"])
+    elif known := weights.committed("codec", shape):
+        state.go_on_from(known.parameters, known.step, known.about["resting"])
     training, validation = chosen(root)
     crops, judge = Crops(training, device, plan.seed), Judge(validation, shape)
     log(event="start", step=state.step, device=device, plan=asdict(plan), shape=shape.model_dump())
@@ -307,9 +307,9 @@ def _keep_best(state: Run, judge: Judge, folder: Path, log: places.Log) -> None:
 
 def load_best(folder: Path | None = None) -> Codec:
     """The best weights so far as a reference model. Raises FileNotFoundError when nothing was trained yet."""
-    weights = folder / "best.safetensors" if folder else places.best("codec")
-    model = Codec(CodecShape.model_validate(places.read_json(weights.with_suffix(".json"))["shape"]))
-    model.load_state_dict({k: v.float() for k, v in places.load_tensors(weights).items()})
+    found = weights.best("codec", folder)
+    model = Codec(CodecShape.model_validate(found.about["shape"]))
+    model.load_state_dict(found.parameters)
     return model.eval()
 
 

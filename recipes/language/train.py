@@ -20,7 +20,7 @@ from speechssm.bundle.shapes import LMShape
 from speechssm.export.models.griffin import Griffin
 from speechssm.export.presets import PRESETS
 
-from .. import places
+from .. import places, weights
 from ..precision import narrow
 from . import streams
 
@@ -69,9 +69,9 @@ def run(device: str, s: dict[str, Any], shape: LMShape | None = None, minutes: f
     step = 0
     if checkpoint.exists():
         step = places.resume(checkpoint, model, average, optimiser)
-    elif (known := places.committed("language")) and known[1]["shape"] == shape.model_dump():
-        model.load_state_dict(known[0])
-        average, step = {k: v.detach().clone() for k, v in model.state_dict().items()}, known[1]["step"]
+    elif known := weights.committed("language", shape):
+        model.load_state_dict(known.parameters)
+        average, step = {k: v.detach().clone() for k, v in model.state_dict().items()}, known.step
     log = places.Log(folder() / "log.jsonl")
     began = saved = noted = time.monotonic()
     sums, heard = 0.0, 0

@@ -113,8 +113,10 @@ def test_preparations_of_other_weights_are_refused(corpus: Path, tmp_path: Path)
         train.places.write_arrays(
             train.places.cache("codec") / "best.safetensors", {k: np.full(3, v) for k, v in values.items()}
         )
+        train.places.write_json(train.places.cache("codec") / "best.json", {})
 
     train.places.write_arrays(train.places.cache("tokenizer") / "best.safetensors", {"a": np.ones(3)})
+    train.places.write_json(train.places.cache("tokenizer") / "best.json", {})
     codec()
     prepare.same_source(tmp_path / "prepared")
     codec(decoder_a=2.0)
