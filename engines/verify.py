@@ -45,9 +45,7 @@ def verify_bundle(bundle: Bundle, options: OrtOptions | None = None) -> Iterator
 def _sizes(manifest: Manifest, graph: str) -> dict[str, int]:
     """A small value for every axis letter that a graph leaves open."""
     windows = manifest.windows
-    tokens = {"acoustic": windows.prefix_tokens + windows.buckets[0], "tokenizer": windows.window_tokens}.get(
-        graph, 3
-    )
+    tokens = {"acoustic": windows.buckets[0], "tokenizer": windows.window_tokens}.get(graph, 3)
     frames = tokens * TOKEN_FRAMES
     samples = frames * FRAME_SAMPLES if graph == "codec_decode" else tokens * TOKEN_SAMPLES
     if graph == "codec_encode":

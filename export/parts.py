@@ -16,7 +16,7 @@ from speechssm.bundle.shapes import AcousticShape, CodecShape, LMShape, Shape, T
 from speechssm.bundle.state import StateTensor
 
 from .checkpoints.seeded import seeded_griffin
-from .graphs.acoustic import acoustic_weights, build_acoustic
+from .graphs.acoustic import acoustic_weights, build_acoustic, build_acoustic_prompt
 from .graphs.builder import GraphBuilder
 from .graphs.codec import build_codec_decode, build_codec_encode, codec_state, codec_weights
 from .graphs.lm import build_lm_chunk, build_lm_step
@@ -49,7 +49,11 @@ PARTS: dict[str, Part] = {
         Griffin, lm_weights, {"lm_step": (build_lm_step, lm_state), "lm_chunk": (build_lm_chunk, lm_state)}
     ),
     "tokenizer": Part(Tokenizer, tokenizer_weights, {"tokenizer": (build_tokenizer, _no_state)}),
-    "acoustic": Part(Acoustic, acoustic_weights, {"acoustic": (build_acoustic, _no_state)}),
+    "acoustic": Part(
+        Acoustic,
+        acoustic_weights,
+        {"acoustic_prompt": (build_acoustic_prompt, _no_state), "acoustic": (build_acoustic, _no_state)},
+    ),
     "codec": Part(
         Codec,
         codec_weights,

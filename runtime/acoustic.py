@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -127,11 +127,27 @@ def gumbel(uniform: NDArray[np.float32]) -> NDArray[np.float64]:
 # ---- one pass ----------------------------------------------------------------------------------------
 
 
+class Told(NamedTuple):
+    """What windows take from their speaker prompts, the same in every pass, in a model of l layers.
+
+    ``keys`` (b,l,h,k,p) and ``values`` (b,l,h,p,k) are the prompt's of every layer, ``voice`` (b,d) its pooled
+    encoding.
+    """
+
+    keys: NDArray[np.float32]
+    values: NDArray[np.float32]
+    voice: NDArray[np.float32]
+
+
 class AcousticPass(Protocol):
-    """One run of the acoustic graph."""
+    """The acoustic stage's two graphs."""
+
+    def listen(self, tokens: NDArray[np.int64], codes: NDArray[np.int64]) -> Told:
+        """Speaker prompts, tokens (b,75) and codes (b,q,150), -> what their windows take from them."""
 
     def __call__(
         self,
+        told: Told,
         tokens: NDArray[np.int64],
         codes: NDArray[np.int64],
         known: NDArray[np.bool_],
@@ -142,10 +158,20 @@ class AcousticPass(Protocol):
         """tokens (b,t), codes and known (b,q,f), noise (b,f) -> the level's codes and confidences (b,f)."""
 
 
-def graph_pass(graph: Graph) -> AcousticPass:
-    """The bundle's ``acoustic`` graph as a pass."""
+class GraphPass:
+    """A bundle's graphs ``acoustic_prompt`` and ``acoustic`` as an :class:`AcousticPass`."""
 
-    def run(
+    def __init__(self, prompt: Graph, window: Graph) -> None:
+        self._prompt = prompt
+        self._window = window
+
+    def listen(self, tokens: NDArray[np.int64], codes: NDArray[np.int64]) -> Told:
+        """See :class:`AcousticPass`."""
+        return Told(*self._prompt.call({"tokens": tokens, "codes": codes}, Told._fields))
+
+    def __call__(
+        self,
+        told: Told,
         tokens: NDArray[np.int64],
         codes: NDArray[np.int64],
         known: NDArray[np.bool_],
@@ -153,13 +179,12 @@ def graph_pass(graph: Graph) -> AcousticPass:
         temperature: float,
         noise: NDArray[np.float32],
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        inputs = {"tokens": tokens, "codes": codes, "known": known, "noise": noise}
+        """See :class:`AcousticPass`."""
+        inputs = {"tokens": tokens, "codes": codes, "known": known, "noise": noise, **told._asdict()}
         inputs["level"] = np.array(level, np.int64)
         inputs["temperature"] = np.array(temperature, np.float32)
-        chosen, confidence = graph.call(inputs, ("codes_out", "confidence"))
+        chosen, confidence = self._window.call(inputs, ("codes_out", "confidence"))
         return chosen, confidence
-
-    return run
 
 
 # ---- a batch of windows ------------------------------------------------------------------------------
@@ -201,7 +226,7 @@ class _Pass:
 class WindowDecoder:
     """Decodes windows of one shape together, one pass at a time, so that other work fits in between.
 
-    ``codes`` and ``known`` are (b,q,f), the prompt in front; ``failed`` the rows whose confidences were
+    ``codes`` and ``known`` are (b,q,f) of the windows; ``failed`` the rows whose confidences were
     not finite: their codes mean nothing, their neighbours' do.
     """
 
@@ -211,15 +236,17 @@ class WindowDecoder:
         self._run = run
         self._schedule = schedule
         self._uniforms = [row.uniforms for row in rows]
-        self.tokens = np.stack([np.concatenate([r.voice.tokens, r.tokens]) for r in rows]).astype(np.int64)
-        levels, self.prompt_frames = rows[0].voice.codes.shape
-        frames = self.tokens.shape[1] * TOKEN_FRAMES
+        self.tokens = np.stack([row.tokens for row in rows]).astype(np.int64)
+        levels, frames = len(rows[0].voice.codes), self.tokens.shape[1] * TOKEN_FRAMES
         self.codes = np.zeros((len(rows), levels, frames), np.int64)
         self.known = np.zeros((len(rows), levels, frames), np.bool_)
         for i, row in enumerate(rows):
-            given = np.concatenate([row.voice.codes, row.sent], axis=1)
-            self.codes[i, :, : given.shape[1]] = given
-            self.known[i, :, : given.shape[1]] = True
+            self.codes[i, :, : row.sent.shape[1]] = row.sent
+            self.known[i, :, : row.sent.shape[1]] = True
+        self._told = run.listen(
+            np.stack([row.voice.tokens for row in rows]).astype(np.int64),
+            np.stack([row.voice.codes for row in rows]).astype(np.int64),
+        )
         self.failed: set[int] = set()
         self.passes = schedule.passes(levels)
         self._plan = self._passes(levels)
@@ -247,7 +274,9 @@ class WindowDecoder:
                 drawn = uniforms(now.index, (frames, 2))
                 noise[row] = drawn[:, 0]
                 hesitation[row] = choice * gumbel(drawn[:, 1])
-        chosen, confidence = self._run(self.tokens, self.codes, self.known, level, temperature, noise)
+        chosen, confidence = self._run(
+            self._told, self.tokens, self.codes, self.known, level, temperature, noise
+        )
         for row, count in enumerate(now.counts):
             unknown = np.flatnonzero(~self.known[row, level])
             if not np.isfinite(confidence[row, unknown]).all():
@@ -258,8 +287,8 @@ class WindowDecoder:
         self._next = next(self._plan, None)
 
     def result(self) -> list[NDArray[np.int64]]:
-        """Codes (q, 2t) of each row's window, the prompt cut off; all of them known once done."""
-        return [codes[:, self.prompt_frames :].copy() for codes in self.codes]
+        """Codes (q, 2t) of each row's window; all of them known once done."""
+        return [codes.copy() for codes in self.codes]
 
     def _passes(self, levels: int) -> Iterator[_Pass]:
         """What is left to do, in order. Each level is planned when the ones above it are known.

@@ -11,7 +11,7 @@ from speechssm.bundle import StateTensor
 from speechssm.engines.protocol import Graph
 from speechssm.errors import SessionFailed, SettingsError
 
-from .acoustic import AcousticSchedule, Voice, WindowRow, decode_windows, graph_pass
+from .acoustic import AcousticSchedule, GraphPass, Voice, WindowRow, decode_windows
 from .codec import CodecStream
 from .lm import LanguageModel
 from .prompt import speaker_voice, tokenize
@@ -54,9 +54,13 @@ class Stages:
         """The last 3 s of a recording and its tokens, as prefix of every acoustic window."""
         return speaker_voice(self.graphs("codec_encode"), audio, tokens)
 
+    def acoustic_pass(self) -> GraphPass:
+        """The acoustic stage's graphs."""
+        return GraphPass(self.graphs("acoustic_prompt"), self.graphs("acoustic"))
+
     def decode_window(self, row: WindowRow, schedule: AcousticSchedule) -> np.ndarray:
         """Codes (q, 2t) of one acoustic window. Raises SessionFailed when they are not finite."""
-        (codes,), failed = decode_windows(graph_pass(self.graphs("acoustic")), [row], schedule)
+        (codes,), failed = decode_windows(self.acoustic_pass(), [row], schedule)
         if failed:
             raise SessionFailed(
                 "the acoustic stage's confidences are not finite: check the bundle with 'speechssm verify'"

@@ -1,25 +1,36 @@
-"""The acoustic graph: one masked-prediction pass of SoundStorm over a batch of windows.
+"""The acoustic graphs: what windows take from a speaker prompt, and one masked-prediction pass over windows.
 
-========================  ======  ==================================================================
-``tokens (b,t)``          int64   the speaker prompt's 75 tokens, then the window's
-``codes (b,q,f)``         int64   f = 2t; read only where known
-``known (b,q,f)``         bool    true throughout the prompt
-``level ()``              int64   0 is the coarsest
-``temperature ()``        float   of sampling; 0 takes the likeliest code
-``noise (b,f)``           float   uniforms in [0,1), one per frame, for the inverse CDF
-``codes_out (b,f)``       int64   the level's codes: the given one where known
-``confidence (b,f)``      float   log-probability of that code at temperature 1; 0 in the prompt
-========================  ======  ==================================================================
+``acoustic_prompt``, once for the windows of a call:
+
+=========================  ======  =================================================================
+``tokens (b,75)``          int64   the speaker prompt's
+``codes (b,q,150)``        int64   all of them known
+``keys (b,l,h,k,150)``     float   of each layer l, without positions
+``values (b,l,h,150,k)``   float
+``voice (b,d)``            float   the pooled voice
+=========================  ======  =================================================================
+
+``acoustic``, once a pass:
+
+=========================  ======  =================================================================
+``tokens (b,t)``           int64   the window's
+``codes (b,q,f)``          int64   f = 2t; read only where known
+``known (b,q,f)``          bool
+``keys, values, voice``    float   as above
+``level ()``               int64   0 is the coarsest
+``temperature ()``         float   of sampling; 0 takes the likeliest code
+``noise (b,f)``            float   uniforms in [0,1), one per frame, for the inverse CDF
+``codes_out (b,f)``        int64   the level's codes: the given one where known
+``confidence (b,f)``       float   log-probability of that code at temperature 1
+=========================  ======  =================================================================
 
 The confidence is of temperature 1 whatever the sampling temperature, so that a greedy pass still ranks its
 frames. The Gumbel term that SoundStorm adds to it is the host's: it belongs to the schedule, and a schedule
 must not need another export.
 
-Window attention is blocked: queries in blocks of ``radius`` frames meet the keys of three blocks and of the
-prompt, which costs 7.5 ms a layer where attention over the whole window costs 14 (1 650 frames, width 192,
-one thread of a Zen 5 core, ONNX Runtime 1.32; the Attention operator: 13). ``recipes/acoustic/timing.py``
-measures the graph. A row's result does not depend on its batch mates, bit for bit on ONNX Runtime CPU: a
-product of two computed matrices is exact when its left one has two rows or more, and a block has ``radius``.
+Window attention is blocked (:class:`_Reach`). ``recipes/acoustic/timing.py`` measures the graph. A row's
+result does not depend on its batch mates, bit for bit on ONNX Runtime CPU: a product of two computed matrices
+is exact when its left one has two rows or more, and a block has at least two.
 """
 
 from __future__ import annotations
@@ -40,39 +51,58 @@ PART = "acoustic"
 """The bundle part whose safetensors file holds the weights."""
 NORM_EPS = 1e-5
 FAR = np.float32(-1e9)
-"""Added to the scores of keys out of reach; its exponential is 0 beside any score."""
-END = np.iinfo(np.int64).max
+"""Added to the scores of keys out of reach."""
+FLOOR = np.float32(-40)
+"""Lowest score of a key, beside the best of the prompt's: a weight below 1e-17 that is no denormal number."""
+BLOCK = 50
+"""Queries of one block of window attention."""
+
+
+def build_acoustic_prompt(shape: AcousticShape, stored: int = FLOAT) -> GraphBuilder:
+    """The graph ``acoustic_prompt``."""
+    s = shape
+    g = GraphBuilder("acoustic_prompt")
+    nodes = _Nodes(g, s, stored)
+    tokens = g.input("tokens", INT64, ("b", s.prompt_tokens))
+    codes = g.input("codes", INT64, ("b", s.levels, s.prompt_frames))
+    keys, values, voice = nodes.listen(nodes.embed(tokens, codes))
+    g.output("keys", g.op("Concat", *keys, axis=1), FLOAT, _told_keys(s))
+    g.output("values", g.op("Concat", *values, axis=1), FLOAT, _told_values(s))
+    g.output("voice", voice, FLOAT, ("b", s.width))
+    return g
 
 
 def build_acoustic(shape: AcousticShape, stored: int = FLOAT, *, logits: bool = False) -> GraphBuilder:
-    """The graph ``acoustic``; with ``logits`` a debug flavour that also gives ``logits (b, f - 150, c)``."""
+    """The graph ``acoustic``; with ``logits`` a debug flavour that also gives ``logits (b,f,c)``."""
     g = GraphBuilder("acoustic")
     nodes = _Nodes(g, shape, stored)
     tokens = g.input("tokens", INT64, ("b", "t"))
     codes = g.input("codes", INT64, ("b", shape.levels, "f"))
     known = g.input("known", BOOL, ("b", shape.levels, "f"))
+    keys = g.input("keys", FLOAT, _told_keys(shape))
+    values = g.input("values", FLOAT, _told_values(shape))
+    voice = g.input("voice", FLOAT, ("b", shape.width))
     level = g.input("level", INT64, ())
     temperature = g.input("temperature", FLOAT, ())
     noise = g.input("noise", FLOAT, ("b", "f"))
 
-    prompt = shape.prompt_frames
-    x = nodes.embed(tokens, codes, known)
-    keys, values, pooled = nodes.listen(nodes.cut(x, 0, prompt))
-    scores = nodes.logits(nodes.hidden(nodes.cut(x, prompt), keys, values, pooled), level)
-
+    scores = nodes.logits(nodes.hidden(nodes.embed(tokens, codes, known), keys, values, voice), level)
     given = g.op("Gather", codes, level, axis=1)
-    fixed = nodes.cut(g.op("Gather", known, level, axis=1), prompt)
-    uniform = nodes.cut(noise, prompt)
-    chosen, confidence = choose_code(
-        g, scores, shape.codes, temperature, uniform, nodes.cut(given, prompt), fixed
-    )
-    spoken = nodes.cut(given, 0, prompt)
-    certain = g.op("Expand", g.const(np.float32(0)), g.op("Shape", spoken))
-    g.output("codes_out", g.op("Concat", spoken, chosen, axis=1), INT64, ("b", "f"))
-    g.output("confidence", g.op("Concat", certain, confidence, axis=1), FLOAT, ("b", "f"))
+    fixed = g.op("Gather", known, level, axis=1)
+    chosen, confidence = choose_code(g, scores, shape.codes, temperature, noise, given, fixed)
+    g.output("codes_out", chosen, INT64, ("b", "f"))
+    g.output("confidence", confidence, FLOAT, ("b", "f"))
     if logits:
-        g.output("logits", scores, FLOAT, ("b", "window", shape.codes))
+        g.output("logits", scores, FLOAT, ("b", "f", shape.codes))
     return g
+
+
+def _told_keys(s: AcousticShape) -> tuple[str | int, ...]:
+    return ("b", s.layers, s.heads, s.head_dim, s.prompt_frames)
+
+
+def _told_values(s: AcousticShape) -> tuple[str | int, ...]:
+    return ("b", s.layers, s.heads, s.prompt_frames, s.head_dim)
 
 
 def acoustic_weights(model: Acoustic) -> dict[str, np.ndarray]:
@@ -118,11 +148,11 @@ class _Nodes:
     shape: AcousticShape
     stored: int
 
-    def embed(self, tokens: str, codes: str, known: str) -> str:
-        """tokens (b,t), codes and known (b,q,f) -> (b,f,d)."""
+    def embed(self, tokens: str, codes: str, known: str | None = None) -> str:
+        """tokens (b,t), codes and known (b,q,f) -> (b,f,d); without ``known`` every code is."""
         g, s = self.g, self.shape
         with g.scope("embed"):
-            row = g.op("Where", known, codes, g.const(np.int64(s.codes)))
+            row = codes if known is None else g.op("Where", known, codes, g.const(np.int64(s.codes)))
             row = g.op("Add", row, g.const(np.arange(s.levels, dtype=np.int64)[:, None] * (s.codes + 1)))
             table = g.weight(PART, "code_embedding", (s.levels * (s.codes + 1), s.code_width), self.stored)
             code = g.op("Transpose", g.op("Gather", table, row, axis=0), perm=[0, 2, 1, 3])
@@ -134,52 +164,49 @@ class _Nodes:
             return g.op("Add", self.linear(code, "code_in", s.levels * s.code_width, s.width), token)
 
     def listen(self, x: str) -> tuple[list[str], list[str], str]:
-        """Prompt (b,p,d) -> keys and values (b,p,h,k) of each layer, and the pooled voice (b,1,d)."""
+        """Prompt (b,p,d) -> keys (b,1,h,k,p) and values (b,1,h,p,k) of each layer, the pooled voice (b,d)."""
         g, s = self.g, self.shape
         keys, values = [], []
-        turn = self._turns(0, s.prompt_frames)
-        with g.scope("prompt"):
-            for i in range(s.layers):
-                name = f"L{i:02d}"
-                with g.scope(name):
-                    x = g.op("Add", x, self.half(x, f"{name}.first"))
-                    q, k, v = self.project(x, f"{name}.attention")
-                    keys.append(k)
-                    values.append(v)
-                    scores = g.op(
-                        "MatMul", self.by_head(self.rotate(q, turn)), self.by_head(self.rotate(k, turn), "T")
-                    )
-                    mixed = g.op("MatMul", g.op("Softmax", scores, axis=-1), self.by_head(v))
-                    x = g.op("Add", x, self.join(mixed, [0, 2, 1, 3], [0, 0, s.width], name))
-                    x = self.after(x, name)
-            # Not ReduceMean over the frames: its order of addition changes with b, and ONNX Runtime moves
-            # a Transpose that would put the frames last through it.
-            pooled = g.op("GlobalAveragePool", g.op("Transpose", x, perm=[0, 2, 1]))
-            return (
-                keys,
-                values,
-                self.feed_forward(g.op("Transpose", pooled, perm=[0, 2, 1]), "voice", s.width),
-            )
+        turn = self._turns(x)
+        one = g.const([1])
+        for i in range(s.layers):
+            name = f"L{i:02d}"
+            with g.scope(name):
+                x = g.op("Add", x, self.half(x, f"{name}.first"))
+                q, k, v = self.project(x, f"{name}.attention")
+                keys.append(g.op("Unsqueeze", self.flip(k), one))
+                values.append(g.op("Unsqueeze", v, one))
+                scores = g.op("MatMul", self.rotate(q, turn), self.flip(self.rotate(k, turn)))
+                mixed = g.op("MatMul", g.op("Softmax", scores, axis=-1), v)
+                x = g.op("Add", x, self.join(mixed, name))
+                x = self.after(x, name)
+        # Not ReduceMean over the frames: its order of addition changes with b, and ONNX Runtime moves
+        # a Transpose that would put the frames last through it.
+        pooled = g.op("GlobalAveragePool", g.op("Transpose", x, perm=[0, 2, 1]))
+        voice = self.feed_forward(g.op("Transpose", pooled, perm=[0, 2, 1]), "voice", s.width)
+        return keys, values, g.op("Squeeze", voice, one)
 
-    def hidden(self, x: str, keys: list[str], values: list[str], pooled: str) -> str:
-        """Window (b,f,d) and what :meth:`listen` gave -> (b,f,d), normed."""
+    def hidden(self, x: str, keys: str, values: str, voice: str) -> str:
+        """Window (b,f,d) and what :meth:`listen` gave, keys and values of all layers -> (b,f,d), normed."""
         g, s = self.g, self.shape
         with g.scope("window"):
             frames = g.op("Shape", x, start=1, end=2)
-            turn = self._turns(0, frames)
+            turn = self._turns(x)
             reach = None if s.radius is None else _Reach.of(self, frames, s.radius)
-            x = g.op("Add", x, pooled)
-            for i, (key, value) in enumerate(zip(keys, values, strict=True)):
+            x = g.op("Add", x, g.op("Unsqueeze", voice, g.const([1])))
+            for i in range(s.layers):
                 name = f"L{i:02d}"
                 with g.scope(name):
+                    told_k, told_v = (
+                        g.op("Gather", of, g.const(np.int64(i)), axis=1) for of in (keys, values)
+                    )
                     x = g.op("Add", x, self.half(x, f"{name}.first"))
                     q, k, v = self.project(x, f"{name}.attention")
                     turned_q, turned_k = self.rotate(q, turn), self.rotate(k, turn)
-                    if reach is None:
-                        y = self._whole(q, turned_q, turned_k, v, key, value, name)
-                    else:
-                        y = self._blocked(q, turned_q, turned_k, v, key, value, name, reach)
-                    x = self.after(g.op("Add", x, y), name)
+                    heard = g.op("Concat", told_v, v, axis=2)
+                    attend = self._whole if reach is None else reach.attend
+                    y = attend(q, turned_q, told_k, turned_k, heard)
+                    x = self.after(g.op("Add", x, self.join(y, name)), name)
             return self.norm(x, "norm")
 
     def logits(self, hidden: str, level: str) -> str:
@@ -196,66 +223,48 @@ class _Nodes:
 
     # attention
 
-    def _whole(self, q: str, turned_q: str, turned_k: str, v: str, key: str, value: str, name: str) -> str:
-        """Every window frame sees the whole window and the prompt: (b,f,d)."""
-        g, s = self.g, self.shape
-        told = g.op("MatMul", self.by_head(q), self.by_head(key, "T"))
-        local = g.op("MatMul", self.by_head(turned_q), self.by_head(turned_k, "T"))
-        weight = g.op("Softmax", g.op("Concat", told, local, axis=-1), axis=-1)
-        mixed = g.op("MatMul", weight, self.by_head(g.op("Concat", value, v, axis=1)))
-        return self.join(mixed, [0, 2, 1, 3], [0, 0, s.width], name)
+    def _whole(self, q: str, turned_q: str, told_k: str, turned_k: str, v: str) -> str:
+        """Every window frame sees the prompt and the whole window.
 
-    def _blocked(
-        self, q: str, turned_q: str, turned_k: str, v: str, key: str, value: str, name: str, reach: _Reach
-    ) -> str:
-        """As :meth:`_whole` within ``radius`` frames: a block of queries against three of keys. (b,f,d)."""
-        g, s = self.g, self.shape
-        told_k = g.op("Unsqueeze", self.by_head(key, "T"), g.const([1]))
-        told_v = g.op("Expand", g.op("Unsqueeze", value, g.const([1])), reach.repeat)
-        told = g.op("MatMul", reach.queries(q), told_k)
-        near_k = g.op("Transpose", g.op("Concat", *reach.three(turned_k), axis=2), perm=[0, 1, 3, 4, 2])
-        local = g.op("Add", g.op("MatMul", reach.queries(turned_q), near_k), reach.mask)
-        weight = g.op("Softmax", g.op("Concat", told, local, axis=-1), axis=-1)
-        heard = g.op("Transpose", g.op("Concat", told_v, *reach.three(v), axis=2), perm=[0, 1, 3, 2, 4])
-        y = self.join(g.op("MatMul", weight, heard), [0, 1, 3, 2, 4], [0, -1, s.width], name)
-        return g.op("Slice", y, g.const([0]), reach.frames, g.const([1]))
+        Queries and keys (b,h,f,k) plain and turned, the prompt's keys (b,h,k,p), values of prompt and window
+        (b,h,p+f,k) -> (b,h,f,k).
+        """
+        g = self.g
+        told, local = g.op("MatMul", q, told_k), g.op("MatMul", turned_q, self.flip(turned_k))
+        return g.op("MatMul", g.op("Softmax", g.op("Concat", told, local, axis=-1), axis=-1), v)
 
     def project(self, x: str, name: str) -> tuple[str, str, str]:
-        """(b,f,d) -> scaled queries, keys and values, each (b,f,h,k)."""
+        """(b,f,d) -> scaled queries, keys and values, each (b,h,f,k)."""
         g, s = self.g, self.shape
         qkv = self.linear(self.norm(x, f"{name}.norm"), f"{name}.qkv", s.width, 3 * s.width)
         heads = g.const([0, 0, s.heads, s.head_dim])
         split = g.ops("Split", qkv, g.const([s.width] * 3), axis=-1, outputs=3)
-        q, k, v = (g.op("Reshape", one, heads) for one in split)
+        q, k, v = (g.op("Transpose", g.op("Reshape", one, heads), perm=[0, 2, 1, 3]) for one in split)
         return q, k, v
 
-    def join(self, mixed: str, perm: list[int], shape: list[int], name: str) -> str:
-        """Heads side by side again, then the output projection: (b,f,d)."""
+    def join(self, mixed: str, name: str) -> str:
+        """Heads (b,h,f,k) side by side again, then the output projection: (b,f,d)."""
         g, s = self.g, self.shape
-        joined = g.op("Reshape", g.op("Transpose", mixed, perm=perm), g.const(shape))
+        joined = g.op("Transpose", mixed, perm=[0, 2, 1, 3])
+        joined = g.op("Reshape", joined, g.const([0, 0, s.width]))
         return self.linear(joined, f"{name}.attention.out", s.width, s.width)
 
-    def by_head(self, x: str, order: str = "") -> str:
-        """(b,f,h,k) -> (b,h,f,k), or (b,h,k,f) for ``T``."""
-        return self.g.op("Transpose", x, perm=[0, 2, 3, 1] if order == "T" else [0, 2, 1, 3])
+    def flip(self, x: str) -> str:
+        """(b,h,f,k) -> (b,h,k,f)."""
+        return self.g.op("Transpose", x, perm=[0, 1, 3, 2])
 
-    def rotate(self, x: str, turn: tuple[str, str]) -> str:
-        """Turn the two halves of each head, (b,f,h,k): x cos + swapped x sin, low half's sine negated."""
-        g = self.g
-        low, high = g.ops("Split", x, outputs=2, axis=-1, num_outputs=2)
-        swapped = g.op("Concat", high, low, axis=-1)
-        return g.op("Add", g.op("Mul", x, turn[0]), g.op("Mul", swapped, turn[1]))
+    def rotate(self, x: str, turn: tuple[str, str, str]) -> str:
+        """Turn the two halves of each head, (b,h,f,k), by the angles of its position."""
+        return self.g.op("RotaryEmbedding", x, *turn)
 
-    def _turns(self, start: int, stop: int | str) -> tuple[str, str]:
-        """Cosines and signed sines (f,1,k) of the first ``stop`` positions."""
+    def _turns(self, x: str) -> tuple[str, str, str]:
+        """Cosines and sines (frames, k/2), and the position (b,f) of each frame of ``x`` (b,f,d)."""
         g = self.g
-        cosine, sine = rotary_angles(self.shape)[:, :, None]
-        end = g.const([stop]) if isinstance(stop, int) else stop
-        tables = (np.concatenate([cosine, cosine], -1), np.concatenate([-sine, sine], -1))
-        first, second = (
-            g.op("Slice", g.const(table), g.const([start]), end, g.const([0])) for table in tables
-        )
-        return first, second
+        cosine, sine = (g.const(table) for table in rotary_angles(self.shape))
+        zero, step = g.const(np.int64(0)), g.const(np.int64(1))
+        frames = g.op("Squeeze", g.op("Shape", x, start=1, end=2), g.const([0]))
+        positions = g.op("Expand", g.op("Range", zero, frames, step), g.op("Shape", x, start=0, end=2))
+        return cosine, sine, positions
 
     # the rest of a layer
 
@@ -301,63 +310,71 @@ class _Nodes:
         """x sigmoid(x)."""
         return self.g.op("Mul", x, self.g.op("Sigmoid", x))
 
-    def cut(self, x: str, start: int, stop: int = END) -> str:
-        """Frames ``start`` to ``stop`` of (b,f,...)."""
-        g = self.g
-        return g.op("Slice", x, g.const([start]), g.const([stop]), g.const([1]))
-
 
 @dataclass(frozen=True)
 class _Reach:
-    """Blocks of ``radius`` frames, N of them: shared by all layers of one graph.
+    """Attention within ``radius`` frames: a block of queries against the keys within reach of any of them.
 
-    ``frames`` is [f]; ``repeat`` the shape that copies the prompt's values for each block; ``mask``
-    (N,1,radius,3 radius) is 0 where a key is a frame of the window at most ``radius`` away, else FAR.
+    ``frames`` is [f] and need not be a multiple of a block; N blocks, r = block + 2 radius keys each. Shared by
+    all layers: ``near`` (N,r) is the frame of each key, one inside the window where there is none; ``heard``
+    (N, p + r) the same into prompt and window; ``mask`` (N,block,r) is 0 where a key is a frame of the window
+    at most ``radius`` away, else FAR.
     """
 
     nodes: _Nodes
     frames: str
-    radius: int
-    pad_queries: str
-    pad_keys: str
-    repeat: str
+    blocks: str
+    block: int
+    missing: str
+    near: str
+    heard: str
     mask: str
 
     @staticmethod
     def of(nodes: _Nodes, frames: str, radius: int) -> _Reach:
-        """From ``frames`` [f]; f need not be a multiple of the radius."""
+        """From ``frames`` [f]."""
         g = nodes.g
-        size = g.const([radius])
-        blocks = g.op("Div", g.op("Add", frames, g.const([radius - 1])), size)
+        block = min(radius, BLOCK)
+        size = g.const([block])
+        blocks = g.op("Div", g.op("Add", frames, g.const([block - 1])), size)
         missing = g.op("Sub", g.op("Mul", blocks, size), frames)
-        pad_queries = g.op("Concat", g.const([0] * 5), missing, g.const([0, 0]), axis=0)
-        pad_keys = g.op(
-            "Concat", g.const([0, radius, 0, 0, 0]), g.op("Add", missing, size), g.const([0, 0]), axis=0
-        )
-
         first = g.op("Squeeze", blocks, g.const([0]))
         first = g.op("Range", g.const(np.int64(0)), first, g.const(np.int64(1)))
         starts = g.op("Unsqueeze", g.op("Mul", first, size), g.const([1]))
-        key = g.op("Add", starts, g.const(np.arange(3 * radius) - radius))  # (N, 3 radius), frame of each key
+        reach = block + 2 * radius
+        key = g.op("Add", starts, g.const(np.arange(reach) - radius))  # (N,r), the frame of each key
         real = g.op("And", g.op("GreaterOrEqual", key, g.const(np.int64(0))), g.op("Less", key, frames))
-        distance = np.arange(radius)[:, None] + radius - np.arange(3 * radius)
-        near = g.op("And", g.op("Unsqueeze", real, g.const([1, 2])), g.const(np.abs(distance) <= radius))
-        mask = g.op("Where", near, g.const(np.float32(0)), g.const(FAR))
-        repeat = g.op("Concat", g.const([1]), blocks, g.const([1, 1, 1]), axis=0)
-        return _Reach(nodes, frames, radius, pad_queries, pad_keys, repeat, mask)
+        away = np.arange(reach) - np.arange(block)[:, None]
+        close = g.op(
+            "And", g.op("Unsqueeze", real, g.const([1])), g.const((away >= 0) & (away <= 2 * radius))
+        )
+        mask = g.op("Where", close, g.const(np.float32(0)), g.const(FAR))
+        near = g.op("Where", real, key, g.const(np.int64(0)))
+        prompt = nodes.shape.prompt_frames
+        told = g.op("Expand", g.const(np.arange(prompt)), g.op("Concat", blocks, g.const([prompt]), axis=0))
+        heard = g.op("Concat", told, g.op("Add", near, g.const(np.int64(prompt))), axis=1)
+        return _Reach(nodes, frames, blocks, block, missing, near, heard, mask)
 
-    def queries(self, x: str) -> str:
-        """(b,f,h,k) -> (b,N,h,radius,k)."""
-        return self.nodes.g.op("Transpose", self._blocks(x, self.pad_queries), perm=[0, 1, 3, 2, 4])
-
-    def three(self, x: str) -> list[str]:
-        """(b,f,h,k) -> for each block the one before, itself and the one after, each (b,N,radius,h,k)."""
-        blocks = self._blocks(x, self.pad_keys)
-        return [self.nodes.cut(blocks, i, i - 2 if i < 2 else END) for i in range(3)]
-
-    def _blocks(self, x: str, pads: str) -> str:
+    def attend(self, q: str, turned_q: str, told_k: str, turned_k: str, v: str) -> str:
+        """As :meth:`_Nodes._whole`."""
         g, s = self.nodes.g, self.nodes.shape
-        return g.op("Reshape", g.op("Pad", x, pads), g.const([0, -1, self.radius, s.heads, s.head_dim]))
+        told = g.op("MatMul", self._whole_blocks(q), told_k)
+        told = g.op("Reshape", told, g.const([0, 0, -1, self.block, s.prompt_frames]))
+        queries = g.op("Reshape", self._whole_blocks(turned_q), g.const([0, 0, -1, self.block, s.head_dim]))
+        keys = g.op("Transpose", g.op("Gather", turned_k, self.near, axis=2), perm=[0, 1, 2, 4, 3])
+        local = g.op("Add", g.op("MatMul", queries, keys), self.mask)
+        # The exponential of a score far below its row's best is a denormal number, which made Softmax five
+        # times as slow. This floor keeps it normal, and still too small to change any float32 sum.
+        floor = g.op("Add", g.op("ReduceMax", told, g.const([-1])), g.const(FLOOR))
+        scores = g.op("Concat", told, g.op("Max", local, floor), axis=-1)
+        y = g.op("MatMul", g.op("Softmax", scores, axis=-1), g.op("Gather", v, self.heard, axis=2))
+        y = g.op("Reshape", y, g.const([0, 0, -1, s.head_dim]))
+        return g.op("Slice", y, g.const([0]), self.frames, g.const([2]))
+
+    def _whole_blocks(self, x: str) -> str:
+        """(b,h,f,k) with as many frames of zeros behind as the last block lacks."""
+        g = self.nodes.g
+        return g.op("Pad", x, g.op("Concat", g.const([0] * 6), self.missing, g.const([0]), axis=0))
 
 
 def _linear(

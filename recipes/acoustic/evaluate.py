@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from speechssm.axes import SAMPLE_RATE_HZ, TOKEN_FRAMES, TOKEN_RATE_HZ, TOKEN_SAMPLES
 from speechssm.errors import SpeechSSMError
 from speechssm.export.models.codec import Codec
-from speechssm.runtime.acoustic import SCHEDULES, Voice, WindowRow, decode_windows, graph_pass
+from speechssm.runtime.acoustic import SCHEDULES, Voice, WindowRow, decode_windows
 from speechssm.runtime.random import acoustic_uniforms
 
 from .. import data, places, splits
@@ -30,7 +30,7 @@ from ..codec.train import load_best as load_codec
 from ..teachers.packages import whisper_base
 from ..units import edit_distance
 from . import prepare, voiceprint
-from .graph import open_graph
+from .graph import open_pass
 from .prepare import Encoded
 from .train import load_best
 
@@ -118,7 +118,7 @@ def run(
     """Print and save (``evaluation-<schedule>.json``) every figure, and a few recordings beside it."""
     folder = folder or places.cache("acoustic")
     model, codec = load_best(folder), load_codec()
-    run_pass = graph_pass(open_graph(model))
+    run_pass = open_pass(model)
     held_out = [r for r in splits.testing(data.recordings(root)) if r.corpus in prepare.CORPORA]
     encoded = prepare.load(held_out, (1.0,), folder=folder / "prepared")
     chosen = trials(encoded, model.shape.prompt_tokens, seed)

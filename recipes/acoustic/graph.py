@@ -1,4 +1,4 @@
-"""The acoustic graph of given weights, as exported, ready to run: what is judged is what ships."""
+"""The acoustic graphs of given weights, as exported, ready to run: what is judged is what ships."""
 
 from __future__ import annotations
 
@@ -7,18 +7,23 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from speechssm.engines.ort import OrtGraph, OrtOptions, Provider
-from speechssm.export.graphs.acoustic import PART, acoustic_weights, build_acoustic
+from speechssm.export.graphs.acoustic import PART, acoustic_weights, build_acoustic, build_acoustic_prompt
 from speechssm.export.graphs.builder import FLOAT, FLOAT16, GraphBuilder
 from speechssm.export.models.acoustic import Acoustic
 from speechssm.export.package import Weights, write_graph, write_parts
+from speechssm.runtime.acoustic import GraphPass
 
 
-def open_graph(
+def open_pass(
     model: Acoustic, *, half: bool = True, provider: Provider = "cpu", threads: int = 0
-) -> OrtGraph:
+) -> GraphPass:
     """``model`` in ONNX Runtime; ``half`` stores its matrices as float16, as small bundles do."""
-    builder = build_acoustic(model.shape, FLOAT16 if half else FLOAT)
-    return open_builder(builder, {PART: acoustic_weights(model)}, provider=provider, threads=threads)
+    stored, weights = FLOAT16 if half else FLOAT, {PART: acoustic_weights(model)}
+    prompt, window = (
+        open_builder(build(model.shape, stored), weights, provider=provider, threads=threads)
+        for build in (build_acoustic_prompt, build_acoustic)
+    )
+    return GraphPass(prompt, window)
 
 
 def open_builder(

@@ -15,13 +15,12 @@ import numpy as np
 
 from speechssm.axes import TOKEN_FRAMES, TOKEN_RATE_HZ
 from speechssm.bundle.shapes.acoustic import ACOUSTIC_PRESETS, AcousticShape
-from speechssm.engines.ort import OrtGraph
 from speechssm.export.graphs.builder import FLOAT, GraphBuilder
 from speechssm.export.models.acoustic import Acoustic
-from speechssm.runtime.acoustic import SCHEDULES, Voice, WindowRow, decode_windows, graph_pass
+from speechssm.runtime.acoustic import SCHEDULES, GraphPass, Voice, WindowRow, decode_windows
 from speechssm.runtime.random import acoustic_uniforms
 
-from .graph import open_builder, open_graph
+from .graph import open_builder, open_pass
 
 BUCKETS = (50, 100, 200, 400, 750)
 """Window lengths in tokens: the ramp's, then the full window."""
@@ -30,18 +29,16 @@ HOP_SECONDS = 26.0
 
 
 def flops(shape: AcousticShape, tokens: int) -> float:
-    """Floating-point operations of the matrix products of one pass over a window of ``tokens``.
+    """Floating-point operations of the matrix products of one pass over a window of ``tokens``, its prompt apart.
 
     Attention counts the keys a frame may reach, not those that blocks of them compute and mask.
     """
     d, prompt, window = shape.width, shape.prompt_frames, tokens * TOKEN_FRAMES
     dense = 4 * d * shape.ff_width + 4 * d * d + 3 * d * d + d * shape.kernel
     keys = window if shape.radius is None else min(window, 2 * shape.radius + 1)
-    attention = 2 * d * (prompt * prompt + window * (prompt + keys))
-    ends = (prompt + window) * shape.levels * shape.code_width * d + window * shape.code_width * (
-        d + shape.codes
-    )
-    return 2.0 * (shape.layers * (dense * (prompt + window) + attention) + ends)
+    attention = 2 * d * window * (prompt + keys)
+    ends = window * (shape.levels * shape.code_width * d + shape.code_width * (d + shape.codes))
+    return 2.0 * (shape.layers * (dense * window + attention) + ends)
 
 
 def gemm_rate(threads: int, size: int = 1024, repeats: int = 30) -> float:
@@ -76,20 +73,19 @@ def row(shape: AcousticShape, tokens: int, seed: int) -> WindowRow:
     )
 
 
-def pass_times(graph: OrtGraph, shape: AcousticShape, rounds: int) -> dict[int, tuple[float, float]]:
+def pass_times(run: GraphPass, shape: AcousticShape, rounds: int) -> dict[int, tuple[float, float]]:
     """Median wall and CPU seconds of one pass by window length."""
-    run = graph_pass(graph)
     taken: dict[int, list[tuple[float, float]]] = {t: [] for t in BUCKETS}
     for i in range(rounds + 1):
         for tokens in BUCKETS:
             given = row(shape, tokens, i)
-            whole = np.concatenate([given.voice.tokens, given.tokens])[None]
-            frames = whole.shape[1] * TOKEN_FRAMES
+            frames = tokens * TOKEN_FRAMES
             codes = np.zeros((1, shape.levels, frames), np.int64)
             known = np.zeros((1, shape.levels, frames), np.bool_)
-            known[..., : shape.prompt_frames] = True
+            noise = np.zeros((1, frames), np.float32)
+            told = run.listen(given.voice.tokens[None], given.voice.codes[None])
             tick, work = time.perf_counter(), time.process_time()
-            run(whole, codes, known, 0, 1.0, np.zeros((1, frames), np.float32))
+            run(told, given.tokens[None], codes, known, 0, 1.0, noise)
             if i:  # the first round warms up
                 taken[tokens].append((time.perf_counter() - tick, time.process_time() - work))
     return {t: (median(w for w, _ in v), median(c for _, c in v)) for t, v in taken.items()}
@@ -98,7 +94,7 @@ def pass_times(graph: OrtGraph, shape: AcousticShape, rounds: int) -> dict[int, 
 def run(threads: int, rounds: int, preset: str = "demo") -> dict[str, float]:
     """Print the table and return its main figures."""
     shape = ACOUSTIC_PRESETS[preset]
-    graph = open_graph(Acoustic(shape).eval(), threads=threads)
+    graph = open_pass(Acoustic(shape).eval(), threads=threads)
     rate = gemm_rate(threads)
     print(f"{preset}: {threads} threads, float32 products at {rate / 1e9:.0f} GFLOP per CPU second")
     print(f"{'tokens':>7}{'ms a pass':>11}{'CPU ms':>9}{'GFLOP':>8}{'of rate':>9}")
@@ -108,7 +104,7 @@ def run(threads: int, rounds: int, preset: str = "demo") -> dict[str, float]:
     figures: dict[str, float] = {}
     for name, schedule in SCHEDULES.items():
         tick, work = time.perf_counter(), time.process_time()
-        decode_windows(graph_pass(graph), [row(shape, shape.max_tokens, 1)], schedule)
+        decode_windows(graph, [row(shape, shape.max_tokens, 1)], schedule)
         figures[name], work = time.perf_counter() - tick, time.process_time() - work
         passes, seconds = schedule.passes(shape.levels), shape.max_tokens / TOKEN_RATE_HZ
         print(

@@ -11,7 +11,7 @@ from speechssm.axes import SAMPLE_RATE_HZ
 from speechssm.bundle import state_bytes
 from speechssm.errors import SessionFailed
 
-from ..acoustic import WindowDecoder, graph_pass
+from ..acoustic import WindowDecoder
 from ..frozen import Frozen
 from ..lm import LMRows, Prefill, SavedRow
 from ..prompt import tokenize_by_window
@@ -164,9 +164,7 @@ class Windows:
             assert window is not None, "a batch needs windows that can be made"
             self._windows.append(window)
         rows = [window.row for window in self._windows]
-        self._decoder = WindowDecoder(
-            graph_pass(stages.graphs("acoustic")), rows, bodies[0].settings.acoustic
-        )
+        self._decoder = WindowDecoder(stages.acoustic_pass(), rows, bodies[0].settings.acoustic)
 
     @property
     def done(self) -> bool:

@@ -8,9 +8,9 @@ from .attack import HostileBundle
 
 @pytest.mark.parametrize(
     ("graph", "output"),
-    [("acoustic", "confidence"), ("acoustic", "codes_out"), ("codec_decode", "audio"), ("codec_encode", "codes"),
-     ("tokenizer", "tokens"), ("lm_chunk", "health"), ("lm_chunk", "out_L00_lru"), ("lm_step", "out_L00_lru"),
-     ("lm_step", "token_out")],
+    [("acoustic", "confidence"), ("acoustic", "codes_out"), ("acoustic_prompt", "keys"),
+     ("codec_decode", "audio"), ("codec_encode", "codes"), ("tokenizer", "tokens"), ("lm_chunk", "health"),
+     ("lm_chunk", "out_L00_lru"), ("lm_step", "out_L00_lru"), ("lm_step", "token_out")],
 )  # fmt: skip
 def test_refused(bundle: HostileBundle, graph: str, output: str) -> None:
     with bundle.model(graph) as model:

@@ -6,7 +6,8 @@ from .attack import HostileBundle
 
 
 @pytest.mark.parametrize(
-    "graph", ["lm_step", "lm_chunk", "tokenizer", "acoustic", "codec_encode", "codec_decode"]
+    "graph",
+    ["lm_step", "lm_chunk", "tokenizer", "acoustic_prompt", "acoustic", "codec_encode", "codec_decode"],
 )
 def test_refused(bundle: HostileBundle, graph: str) -> None:
     bundle.edit(lambda m: m["graphs"].pop(graph))

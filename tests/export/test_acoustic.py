@@ -12,7 +12,7 @@ import torch
 from pydantic import ValidationError
 
 from speechssm.bundle.shapes.acoustic import ACOUSTIC_PRESETS, AcousticShape
-from speechssm.export.graphs.acoustic import PART, acoustic_weights, build_acoustic
+from speechssm.export.graphs.acoustic import PART, acoustic_weights, build_acoustic, build_acoustic_prompt
 from speechssm.export.graphs.builder import BOOL, FLOAT, FLOAT16, INT64, GraphBuilder
 from speechssm.export.graphs.code_sampler import choose_code
 from speechssm.export.models.acoustic import Acoustic
@@ -53,15 +53,38 @@ def seeded(shape: AcousticShape, seed: int = 0) -> Acoustic:
     return model
 
 
-def session(model: onnx.ModelProto) -> ort.InferenceSession:
+def session(model: onnx.ModelProto, threads: int = 1) -> ort.InferenceSession:
     options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
+    options.intra_op_num_threads = threads
     return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-def graph_of(model: Acoustic, *, logits: bool = True, stored: int = FLOAT) -> ort.InferenceSession:
-    built = build_acoustic(model.shape, stored, logits=logits)
-    return session(inline_weights(built, {PART: acoustic_weights(model)}))
+class Pair:
+    """Both acoustic graphs as the reference: a window's inputs with the speaker prompt in front."""
+
+    def __init__(
+        self, shape: AcousticShape, weights: dict[str, np.ndarray], stored: int = FLOAT, threads: int = 1
+    ) -> None:
+        self.shape = shape
+        self.prompt = session(inline_weights(build_acoustic_prompt(shape, stored), {PART: weights}), threads)
+        window = build_acoustic(shape, stored, logits=True)
+        self.window = session(inline_weights(window, {PART: weights}), threads)
+
+    def told(self, given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        prompt = self.shape.prompt_tokens
+        spoken = {"tokens": given["tokens"][:, :prompt], "codes": given["codes"][..., : 2 * prompt]}
+        return dict(zip(("keys", "values", "voice"), self.prompt.run(None, spoken), strict=True))
+
+    def run(self, names: list[str] | None, given: dict[str, np.ndarray]) -> list[np.ndarray]:
+        prompt = self.shape.prompt_tokens
+        cut = {k: given[k][..., 2 * prompt :] for k in ("codes", "known", "noise")}
+        left = {k: given[k] for k in ("level", "temperature")}
+        feed = {"tokens": given["tokens"][:, prompt:], **cut, **left, **self.told(given)}
+        return list(self.window.run(names, feed))
+
+
+def graph_of(model: Acoustic, *, stored: int = FLOAT) -> Pair:
+    return Pair(model.shape, acoustic_weights(model), stored)
 
 
 def windows(shape: AcousticShape, rows: int, tokens: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -128,19 +151,17 @@ def test_outputs_follow_the_logits(name: str, rng: np.random.Generator) -> None:
     given["temperature"] = np.array(0, np.float32)
     codes, confidence, logits = graph_of(seeded(shape)).run(None, given)
     prompt, level = shape.prompt_frames, int(given["level"])
-    known, before = given["known"][:, level], given["codes"][:, level]
+    known, before = given["known"][:, level, prompt:], given["codes"][:, level, prompt:]
     assert codes.dtype == np.int64
     np.testing.assert_array_equal(codes[known], before[known])
-    new = ~known[:, prompt:]
-    np.testing.assert_array_equal(codes[:, prompt:][new], logits.argmax(-1)[new])
+    np.testing.assert_array_equal(codes[~known], logits.argmax(-1)[~known])
     log = logits - np.log(np.exp(logits.astype(np.float64)).sum(-1, keepdims=True))
-    want = np.take_along_axis(log, codes[:, prompt:, None], -1)[..., 0]
-    np.testing.assert_allclose(confidence[:, prompt:], want, atol=1e-5)
-    assert not confidence[:, :prompt].any()
+    want = np.take_along_axis(log, codes[..., None], -1)[..., 0]
+    np.testing.assert_allclose(confidence, want, atol=1e-5)
 
 
 def test_confidence_does_not_depend_on_the_sampling_temperature(rng: np.random.Generator) -> None:
-    graph, given = graph_of(seeded(TINY), logits=False), windows(TINY, 2, 13, rng)
+    graph, given = graph_of(seeded(TINY)), windows(TINY, 2, 13, rng)
     hot = graph.run(None, {**given, "temperature": np.array(1.3, np.float32)})
     cold = graph.run(None, {**given, "temperature": np.array(0.7, np.float32)})
     same = hot[0] == cold[0]
@@ -179,6 +200,38 @@ def test_the_prompt_hears_nothing_of_the_window(rng: np.random.Generator) -> Non
         hidden = model.hidden(tokens[:, 75:], codes[..., 150:], known[..., 150:], voice)
         apart = model.logits(hidden, int(given["level"])).numpy()
     np.testing.assert_allclose(apart, reference(model, given), atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0, 300.0])
+def test_scores_of_any_size_equal_the_reference(scale: float, rng: np.random.Generator) -> None:
+    """Keys out of reach get no weight, however large the scores are that the mask must outdo."""
+    model = seeded(ODD)
+    with torch.no_grad():
+        for layer in model.layers:
+            layer.attention.qkv.weight[: 2 * ODD.width] *= scale**0.5  # type: ignore[union-attr, index, operator]
+    given = windows(ODD, 2, 40, rng)
+    logits = graph_of(model).run(["logits"], given)[0]
+    np.testing.assert_allclose(logits, reference(model, given), atol=1e-4 * scale, rtol=0)
+
+
+def test_no_weight_of_attention_is_a_denormal_number(rng: np.random.Generator) -> None:
+    """They are correct and took four fifths of Softmax's time."""
+    shape = TINY
+    pair, given = graph_of(seeded(shape)), windows(shape, 1, 50, rng)
+    window = build_acoustic(shape)
+    model = inline_weights(window, {PART: acoustic_weights(seeded(shape))})
+    name = next(n.output[0] for n in model.graph.node if n.op_type == "Softmax" and "L01" in n.name)
+    model.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
+    prompt = shape.prompt_tokens
+    feed = {k: given[k][..., 2 * prompt :] for k in ("codes", "known", "noise")} | pair.told(given)
+    feed |= {
+        "tokens": given["tokens"][:, prompt:],
+        "level": given["level"],
+        "temperature": given["temperature"],
+    }
+    weight = session(model).run([name], feed)[0]
+    assert 0 < weight.min() < 1e-16, "some keys are out of reach"
+    assert weight.min() > np.finfo(np.float32).tiny
 
 
 def test_float16_storage_costs_little(rng: np.random.Generator) -> None:
@@ -241,8 +294,9 @@ def test_demo_is_within_its_budget() -> None:
 
 def test_graph_passes_the_checker() -> None:
     for shape in SHAPES.values():
-        model = inline_weights(build_acoustic(shape, logits=True), {PART: acoustic_weights(seeded(shape))})
-        onnx.checker.check_model(model, full_check=True)
+        weights = {PART: acoustic_weights(seeded(shape))}
+        for built in (build_acoustic(shape, logits=True), build_acoustic_prompt(shape)):
+            onnx.checker.check_model(inline_weights(built, weights), full_check=True)
 
 
 @pytest.mark.parametrize(

@@ -10,14 +10,12 @@ from collections.abc import Callable
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 
 from speechssm.bundle.shapes.acoustic import ACOUSTIC_PRESETS, AcousticShape
-from speechssm.export.graphs.acoustic import PART, acoustic_weights, build_acoustic
+from speechssm.export.graphs.acoustic import acoustic_weights, build_acoustic, build_acoustic_prompt
 from speechssm.export.graphs.builder import FLOAT, GraphBuilder
-from tests.doubles.inline import inline_weights
-from tests.export.test_acoustic import ODD, TINY, seeded, windows
+from tests.export.test_acoustic import ODD, TINY, Pair, seeded, session, windows
 
 Rng = np.random.Generator
 Make = Callable[[GraphBuilder, str, int, Rng], str]
@@ -31,12 +29,6 @@ SHAPES = {
 }
 
 
-def session(model: onnx.ModelProto, threads: int) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-
 def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
     return a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()
 
@@ -47,16 +39,16 @@ def test_S3_batch_mates_change_no_bit(name: str, threads: int, rng: Rng) -> None
     """Every row alone, in fives and in pairs; sampled and greedy; one mate with NaN in its noise."""
     shape: AcousticShape = SHAPES[name]
     weights = acoustic_weights(seeded(shape, int(rng.integers(1 << 31))))
-    graph = session(inline_weights(build_acoustic(shape, logits=True), {PART: weights}), threads)
+    graph = Pair(shape, weights, threads=threads)
     for tokens in (1, 8, 27):
         given = windows(shape, 5, tokens, rng)
         given["temperature"] = np.array(rng.choice([0.0, 0.9]), np.float32)
         given["noise"][3] = np.nan
-        among = graph.run(None, given)
+        among = [*graph.run(None, given), *graph.told(given).values()]
         for row in (0, 1, 4):
             for mates in ([row], [2, row], [row, 3]):
                 fewer = {k: v[mates] if v.ndim else v for k, v in given.items()}
-                got = graph.run(None, fewer)
+                got = [*graph.run(None, fewer), *graph.told(fewer).values()]
                 at = mates.index(row)
                 assert all(same_bits(a[at], b[row]) for a, b in zip(got, among, strict=True)), (row, mates)
 
@@ -80,6 +72,16 @@ def _conv(g: GraphBuilder, x: str, d: int, rng: Rng) -> str:
     across = g.op("Transpose", x, perm=[0, 2, 1])
     y = g.op("Conv", across, g.const(taps), g.const(bias), group=d, kernel_shape=[5], pads=[2, 2])
     return g.op("Transpose", y, perm=[0, 2, 1])
+
+
+def _rotary(g: GraphBuilder, x: str, d: int, rng: Rng) -> str:
+    """Angles by position, as the acoustic graph's."""
+    cosine, sine = (g.const(rng.standard_normal((128, d)).astype(np.float32)) for _ in range(2))
+    frames = g.op("Squeeze", g.op("Shape", x, start=1, end=2), g.const([0]))
+    at = g.op("Range", g.const(np.int64(0)), frames, g.const(np.int64(1)))
+    at = g.op("Expand", at, g.op("Shape", x, start=0, end=2))
+    both = g.op("Unsqueeze", g.op("Concat", x, x, axis=-1), g.const([1]))
+    return g.op("Squeeze", g.op("RotaryEmbedding", both, cosine, sine, at), g.const([1]))
 
 
 def _attention(g: GraphBuilder, x: str, d: int, rng: Rng) -> str:
@@ -116,6 +118,7 @@ USED: dict[str, Make] = {
     "MatMul with a gathered weight": _chosen_head,
     "LogSoftmax": _logsoftmax,
     "GlobalAveragePool": _mean,
+    "RotaryEmbedding": _rotary,
 }
 
 
@@ -138,6 +141,7 @@ def test_probe_every_operator_is_exact_among_batch_mates(kind: str, d: int, rng:
 def test_the_graph_uses_no_operator_outside_the_probe() -> None:
     """Beside the probed operators, only elementwise ones, those that move values, and integer work."""
     probed = {"MatMul", "Sigmoid", "LayerNormalization", "Conv", "Softmax", "LogSoftmax", "GlobalAveragePool"}
+    probed.add("RotaryEmbedding")
     moving = {
         "Concat",
         "Split",
@@ -149,8 +153,9 @@ def test_the_graph_uses_no_operator_outside_the_probe() -> None:
         "Expand",
     }
     moving |= {"Unsqueeze", "Squeeze", "Pad", "Shape", "Range", "Identity", "Cast"}
-    elementwise = {"Add", "Sub", "Mul", "Div", "Min", "Where", "And", "Not"}
+    elementwise = {"Add", "Sub", "Mul", "Div", "Min", "Max", "Where", "And", "Not"}
     elementwise |= {"Greater", "GreaterOrEqual", "Less", "LessOrEqual"}
-    sums = {"ReduceSum", "ArgMax"}  # over the codes of one frame
-    kinds = {n.op_type for s in SHAPES.values() for n in build_acoustic(s).model().graph.node}
+    sums = {"ReduceSum", "ArgMax", "ReduceMax"}  # over the codes, or the keys, of one frame
+    builds = (build_acoustic, build_acoustic_prompt)
+    kinds = {n.op_type for s in SHAPES.values() for build in builds for n in build(s).model().graph.node}
     assert kinds <= probed | moving | elementwise | sums

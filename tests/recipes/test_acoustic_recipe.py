@@ -21,7 +21,7 @@ from speechssm.errors import SpeechSSMError
 from speechssm.export.models.acoustic import Acoustic
 from speechssm.export.models.codec import Codec
 from speechssm.export.models.tokenizer import Tokenizer
-from speechssm.runtime.acoustic import DEFAULT_SCHEDULE, decode_windows, graph_pass
+from speechssm.runtime.acoustic import DEFAULT_SCHEDULE, decode_windows
 
 Rng = np.random.Generator
 SHAPE = ACOUSTIC_PRESETS["tiny"].model_copy(update={"prompt_tokens": 20})
@@ -293,7 +293,7 @@ def test_the_whole_recipe_runs_and_resumes(corpus: Path, tmp_path: Path) -> None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         codec = Codec(CODEC_PRESETS["tiny"]).eval()
-    graph = graph_pass(evaluate.open_graph(model, threads=1))
+    graph = evaluate.open_pass(model, threads=1)
     audio = evaluate.speak(chosen[0], graph, codec, "fast", 5)
     assert audio.shape == (chosen[0].tokens * 640,)
     assert np.isfinite(audio).all()
@@ -337,7 +337,7 @@ def test_operations_are_counted(rng: Rng) -> None:
 
 
 def test_timed_rows_decode(rng: Rng) -> None:
-    graph = evaluate.open_graph(Acoustic(SHAPE).eval(), threads=1)
-    (codes,), failed = decode_windows(graph_pass(graph), [timing.row(SHAPE, 12, 3)], DEFAULT_SCHEDULE)
+    run = evaluate.open_pass(Acoustic(SHAPE).eval(), threads=1)
+    (codes,), failed = decode_windows(run, [timing.row(SHAPE, 12, 3)], DEFAULT_SCHEDULE)
     assert codes.shape == (SHAPE.levels, 24)
     assert not failed

@@ -14,18 +14,20 @@ import torch
 
 from speechssm.bundle.shapes.acoustic import ACOUSTIC_PRESETS
 from speechssm.errors import SettingsError
-from speechssm.export.graphs.acoustic import PART, acoustic_weights, build_acoustic
+from speechssm.export.graphs.acoustic import PART, acoustic_weights, build_acoustic, build_acoustic_prompt
+from speechssm.export.graphs.builder import GraphBuilder
 from speechssm.export.models.acoustic import Acoustic
 from speechssm.runtime.acoustic import (
     DEFAULT_SCHEDULE,
     FAST_SCHEDULE,
     AcousticPass,
     AcousticSchedule,
+    GraphPass,
+    Told,
     Voice,
     WindowDecoder,
     WindowRow,
     decode_windows,
-    graph_pass,
     gumbel,
     left_after,
     most_confident,
@@ -54,9 +56,15 @@ class Double:
     def __init__(self, confidence: np.ndarray | None = None) -> None:
         self.confidence = confidence
         self.given: list[dict[str, Any]] = []
+        self.heard: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def listen(self, tokens: np.ndarray, codes: np.ndarray) -> Told:
+        self.heard.append((tokens, codes))
+        return Told(*[np.zeros((len(tokens), 1), np.float32)] * 3)
 
     def __call__(
         self,
+        told: Told,
         tokens: np.ndarray,
         codes: np.ndarray,
         known: np.ndarray,
@@ -88,14 +96,16 @@ def tiny_graph() -> AcousticPass:
         weights = acoustic_weights(Acoustic(TINY))
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
-    model = inline_weights(build_acoustic(TINY), {PART: weights})
-    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
     class Engine:
-        def call(self, inputs: dict[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
-            return list(session.run(list(outputs), inputs))
+        def __init__(self, built: GraphBuilder) -> None:
+            model = inline_weights(built, {PART: weights}).SerializeToString()
+            self.session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
-    return graph_pass(Engine())  # type: ignore[arg-type]
+        def call(self, inputs: dict[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
+            return list(self.session.run(list(outputs), inputs))
+
+    return GraphPass(Engine(build_acoustic_prompt(TINY)), Engine(build_acoustic(TINY)))  # type: ignore[arg-type]
 
 
 # the schedule
@@ -208,9 +218,8 @@ def test_levels_go_coarse_to_fine_and_follow_the_cosine(rng: Rng) -> None:
     for g in double.given:
         assert g["known"][:, : g["level"]].all(), "coarser levels are complete"
         finer = g["known"][:, g["level"] + 1 :]
-        assert finer[..., : 2 * PROMPT].all()
-        assert finer[0, :, 2 * PROMPT : 2 * PROMPT + 6].all()
-        assert not finer[0, :, 2 * PROMPT + 6 :].any()
+        assert finer[0, :, :6].all()
+        assert not finer[0, :, 6:].any()
     assert all(c.shape == (LEVELS, 40) and c.dtype == np.int64 for c in codes)
 
 
@@ -221,12 +230,21 @@ def test_known_codes_stay(rng: Rng) -> None:
     for i, (given, got) in enumerate(zip(rows, codes, strict=True)):
         np.testing.assert_array_equal(got[:, : given.sent.shape[1]], given.sent)
         for g in double.given:
-            np.testing.assert_array_equal(g["codes"][i, :, : 2 * PROMPT], given.voice.codes)
+            np.testing.assert_array_equal(g["codes"][i, :, : given.sent.shape[1]], given.sent)
+
+
+def test_a_window_listens_to_its_prompt_once(rng: Rng) -> None:
+    rows, double = [row(rng, 9), row(rng, 9)], Double()
+    decode_windows(double, rows)
+    ((tokens, codes),) = double.heard
+    for i, given in enumerate(rows):
+        np.testing.assert_array_equal(tokens[i], given.voice.tokens)
+        np.testing.assert_array_equal(codes[i], given.voice.codes)
 
 
 def test_each_pass_keeps_the_most_confident(rng: Rng) -> None:
     """Without noise, no frame that stays unknown was more confident than one that was taken."""
-    frames = 2 * (PROMPT + 15)
+    frames = 2 * 15
     double = Double(confidence=rng.permutation(frames).astype(np.float32))
     decode_windows(double, [row(rng, 15)], AcousticSchedule(iterations=(6, 1), choice_temperature=0.0))
     assert double.confidence is not None
@@ -240,14 +258,14 @@ def test_equal_confidence_takes_frames_in_order(rng: Rng) -> None:
     double = Double(confidence=np.zeros(1))
     decode_windows(double, [row(rng, 15)], AcousticSchedule(iterations=(6, 1), choice_temperature=0.0))
     for g in double.given[:6]:
-        known = g["known"][0, 0, 2 * PROMPT :]
+        known = g["known"][0, 0]
         assert not known[known.sum() :].any()
 
 
 def test_gumbel_noise_changes_the_order_and_only_that(rng: Rng) -> None:
     double = Double(confidence=np.zeros(1))
     decode_windows(double, [row(rng, 15)], AcousticSchedule(iterations=(6, 1), choice_temperature=1.0))
-    known = double.given[3]["known"][0, 0, 2 * PROMPT :]
+    known = double.given[3]["known"][0, 0]
     assert known[known.sum() :].any()
     assert (~known).sum() == left_after(30, 6)[2]
 
@@ -264,7 +282,7 @@ def test_random_numbers_belong_to_the_pass_and_the_frame(rng: Rng) -> None:
     double = Double()
     rows = [WindowRow(base.voice, base.tokens, base.sent, uniforms)]
     decode_windows(double, rows, AcousticSchedule(iterations=(3, 2, 1)))
-    frames = 2 * (PROMPT + 4)
+    frames = 2 * 4
     assert asked == [(0, (frames, 2)), (1, (frames, 2)), (3, (frames, 2))]
     np.testing.assert_array_equal(double.given[1]["noise"][0], acoustic_uniforms(77, 0, 1, (frames, 2))[:, 0])
     np.testing.assert_array_equal(double.given[3]["noise"][0], acoustic_uniforms(77, 0, 3, (frames, 2))[:, 0])
@@ -304,7 +322,7 @@ def test_a_failing_row_is_named_and_its_neighbours_are_not_touched(rng: Rng) -> 
         def __call__(self, *args: Any) -> tuple[np.ndarray, np.ndarray]:
             codes, confidence = super().__call__(*args)
             if len(self.given) == 4:
-                confidence[1, 2 * PROMPT :] = np.nan
+                confidence[1] = np.nan
             return codes, confidence
 
     codes, failed = decode_windows(Failing(), rows)
@@ -358,14 +376,14 @@ def test_the_seed_decides(tiny_graph: AcousticPass, rng: Rng) -> None:
 def test_fast_is_the_argmax_of_each_level_given_those_above(tiny_graph: AcousticPass, rng: Rng) -> None:
     one = row(rng, 11)
     (got,), _ = decode_windows(tiny_graph, [one], FAST_SCHEDULE)
-    tokens = np.concatenate([one.voice.tokens, one.tokens])[None]
-    codes = np.concatenate([one.voice.codes, np.zeros((LEVELS, 22), np.int64)], 1)[None]
+    told = tiny_graph.listen(one.voice.tokens[None], one.voice.codes[None])
+    codes = np.zeros((1, LEVELS, 22), np.int64)
     known = np.zeros(codes.shape, bool)
-    known[..., : 2 * PROMPT] = True
     for level in range(LEVELS):
-        chosen, _ = tiny_graph(tokens, codes, known, level, 0.0, np.zeros((1, 2 * (PROMPT + 11)), np.float32))
+        noise = np.zeros((1, 22), np.float32)
+        chosen, _ = tiny_graph(told, one.tokens[None], codes, known, level, 0.0, noise)
         codes[:, level], known[:, level] = chosen, True
-    np.testing.assert_array_equal(got, codes[0, :, 2 * PROMPT :])
+    np.testing.assert_array_equal(got, codes[0])
 
 
 def test_a_ramp_keeps_what_was_sent(tiny_graph: AcousticPass, rng: Rng) -> None:

@@ -13,7 +13,7 @@ import pytest
 import speechssm
 from speechssm.axes import SAMPLE_RATE_HZ, TOKEN_FRAMES
 from speechssm.errors import AudioError, SessionFailed, SettingsError
-from speechssm.runtime.acoustic import AcousticSchedule, WindowRow, decode_windows, graph_pass
+from speechssm.runtime.acoustic import AcousticSchedule, WindowRow, decode_windows
 from speechssm.runtime.model import Model
 from speechssm.runtime.random import acoustic_uniforms
 from speechssm.runtime.session import Session
@@ -75,7 +75,7 @@ def test_a1_streamed_equals_offline(model: Model, voice: np.ndarray, ramp: bool,
         stream.append(int(lm.lm.step().tokens[0]))
     settings = WindowSettings(ramp=ramp)
     frames = np.zeros((model.stages.levels, tokens * TOKEN_FRAMES), np.int64)
-    run = graph_pass(model.stages.graphs("acoustic"))
+    run = model.stages.acoustic_pass()
     for call in plan(settings, tokens):
         own = stream[call.start : call.end] + [stream[i] for i in pad_indices(call.end, call.pad)]
         known = frames[:, call.start * TOKEN_FRAMES : call.known_to * TOKEN_FRAMES]

@@ -206,7 +206,7 @@ class Manifest(Shape):
         if self.tokenizer:
             names.append("tokenizer")
         if self.acoustic:
-            names.append("acoustic")
+            names += ["acoustic_prompt", "acoustic"]
         if self.codec:
             names += ["codec_encode", "codec_decode"]
         return tuple(names)
