@@ -4,7 +4,6 @@
     python -m speechssm.perf.service decode BUNDLE     gaps between a session's tokens, alone and beside prompts
     python -m speechssm.perf.service load BUNDLE       N real-time listeners: first audio, gaps, underruns
     python -m speechssm.perf.service bisect BUNDLE     the largest N without an underrun
-    python -m speechssm.perf.service soak BUNDLE       hours of churn: memory, files, threads
 
 The last line printed is one JSON object. Wall times are of this machine as it is; ``cpu_s`` is processor
 time, which neighbours on a shared machine disturb less.
@@ -13,14 +12,10 @@ time, which neighbours on a shared machine disturb less.
 from __future__ import annotations
 
 import argparse
-import gc
 import itertools
 import json
-import os
 import statistics
 import sys
-import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -28,7 +23,7 @@ from typing import Any
 import numpy as np
 
 import speechssm
-from speechssm.axes import SAMPLE_RATE_HZ, TOKEN_RATE_HZ
+from speechssm.axes import SAMPLE_RATE_HZ
 from speechssm.errors import CapacityError
 from speechssm.runtime.lm import LMRows
 from speechssm.runtime.model import Model
@@ -38,16 +33,10 @@ from speechssm.runtime.service.service import Service
 from speechssm.runtime.service.ticket import Ticket
 from speechssm.runtime.settings import SamplerSettings
 
-from .steady import rss_bytes
+from .soak import prompt
 
 STAGGER_S = 26.0
 """Sessions of a load arrive over one window's hop, so that their windows do not fall together."""
-
-
-def prompt(seconds: float, seed: int) -> np.ndarray:
-    """Noise (n) of ``seconds`` to continue."""
-    rng = np.random.default_rng(seed)
-    return (0.1 * rng.standard_normal(round(seconds * SAMPLE_RATE_HZ))).astype(np.float32)
 
 
 def together(model: Model, sessions: int, seconds: float, schedule: str) -> dict[str, Any]:
@@ -232,86 +221,18 @@ def bisect(model: Model, most: int, minutes: float, schedule: str, *, ramp: bool
     return {"largest": low, "minutes": minutes, "runs": {str(n): runs[n] for n in sorted(runs)}}
 
 
-def soak(model: Model, minutes: float, sessions: int) -> dict[str, Any]:
-    """Sessions come, go, are cancelled, paused and forked at random; what is left when all have ended?"""
-    rng = np.random.default_rng(0)
-    before = {thread.ident for thread in threading.enumerate()}
-    files = _open_files()
-    marks: list[dict[str, float]] = []
-    ends: dict[str, int] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        limits = ServiceLimits(sessions=sessions, rows=min(16, sessions), snapshots=2 * sessions)
-        with Service(model, limits, checkpoints=folder, checkpoint_s=2.0) as service:
-            until, tickets = time.monotonic() + minutes * 60, list[Ticket]()
-            number = 0
-            while (now := time.monotonic()) < until or tickets:
-                if now < until and len(tickets) < sessions + 4:
-                    number += 1
-                    ticket = service.submit(
-                        prompt(float(rng.uniform(1, 4)), number), seconds=float(rng.uniform(0.5, 40)), seed=number,
-                        rate_hz=SAMPLE_RATE_HZ, schedule="fast", ramp=bool(rng.random() < 0.5),
-                        realtime=bool(rng.random() < 0.5),
-                    )  # fmt: skip
-                    tickets.append(ticket)
-                some = tickets[int(rng.integers(len(tickets)))]
-                act = rng.random()
-                if act < 0.003:
-                    some.cancel()
-                elif act < 0.006:
-                    some.pause()
-                elif act < 0.05 or now >= until:
-                    some.unpause()
-                for ticket in list(tickets):
-                    while (got := ticket.take(0)) is not None:
-                        if isinstance(got, End):
-                            ends[got.kind] = ends.get(got.kind, 0) + 1
-                            tickets.remove(ticket)
-                            break
-                if len(marks) < (now - (until - minutes * 60)) / max(1.0, minutes * 60 / 60):
-                    gc.collect()
-                    marks.append({"at_s": now - (until - minutes * 60), "rss_bytes": rss_bytes()})
-                time.sleep(0.01)
-            metrics = service.metrics()
-    gc.collect()
-    settled = marks[len(marks) // 4]["rss_bytes"]
-    return {
-        "minutes": minutes,
-        "sessions": number,
-        "ends": ends,
-        "rss_bytes_settled": settled,
-        "rss_bytes_end": rss_bytes(),
-        "grown_bytes": rss_bytes() - settled,
-        "threads_left": len({thread.ident for thread in threading.enumerate()} - before),
-        "files_left": _open_files() - files,
-        "live_left": metrics.live,
-        "state_bytes_left": metrics.state_bytes,
-        "orphaned_s": metrics.orphaned_s,
-        "engine_s": sum(metrics.stage_s.values()),
-        "cancel_s": metrics.cancel_s.__dict__,
-        "checkpoints": metrics.checkpoints_total,
-        "failures": metrics.checkpoint_failures_total,
-        "speech_s": metrics.tokens_total / TOKEN_RATE_HZ,
-        "marks": marks[:: max(1, len(marks) // 12)],
-    }
-
-
-def _open_files() -> int:
-    folder = Path("/proc/self/fd")
-    return len(os.listdir(folder)) if folder.exists() else 0
-
-
 def main() -> None:
     """Command line of this module."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("together", "steps", "decode", "load", "bisect", "soak"))
+    parser.add_argument("what", choices=("together", "steps", "decode", "load", "bisect"))
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--sessions", type=int, default=16)
     parser.add_argument(
         "--seconds", type=float, default=30.0, help="speech of each session (together, decode)"
     )
-    parser.add_argument("--minutes", type=float, default=5.0, help="length of a load or of the soak")
+    parser.add_argument("--minutes", type=float, default=5.0, help="length of a load")
     parser.add_argument("--schedule", default="default", choices=("default", "fast"))
     parser.add_argument("--ramp", action="store_true")
     parser.add_argument("--threads", type=int, default=0)
@@ -326,10 +247,8 @@ def main() -> None:
         report = decode(model, given.sessions, given.seconds)
     elif given.what == "load":
         report = load(model, given.sessions, given.minutes, given.schedule, ramp=given.ramp)
-    elif given.what == "bisect":
-        report = bisect(model, given.sessions, given.minutes, given.schedule, ramp=given.ramp)
     else:
-        report = soak(model, given.minutes, given.sessions)
+        report = bisect(model, given.sessions, given.minutes, given.schedule, ramp=given.ramp)
     print(json.dumps(report))
 
 

@@ -90,7 +90,10 @@ class Scheduler(Generic[B]):
         return entry
 
     def cancel(self, entry: Entry[B], asked: float | None = None) -> None:
-        """End a session before the next unit of work. Does nothing once it has ended."""
+        """End a session before the next unit of work. Does nothing once it has ended.
+
+        ``asked`` is when; its reader may have had the end then.
+        """
         if entry.stage != Stage.ENDED:
             self._end(entry, End("cancelled"))
             self.tally.cancel.append(self.clock() - (self.clock() if asked is None else asked))
@@ -145,7 +148,7 @@ class Scheduler(Generic[B]):
         )
         return ServiceView(
             self.clock(), tuple(e.view(self.costs) for e in self.entries.values()), groups,
-            tuple(number[id(e)] for e in self.seats), self._since_read,
+            tuple(number[id(e)] for e in self.seats), self._since_read, dict(self.costs.row_s),
         )  # fmt: skip
 
     # reading
@@ -300,7 +303,7 @@ class Scheduler(Generic[B]):
             self._dissolve(group, error)
             return
         seconds = self.clock() - started
-        self.costs.passed(group.key.bucket, seconds)
+        self.costs.passed(group.key.bucket, len(group.members), seconds)
         self._spend(group, seconds)
         if group.batch.done:
             self._finish(group)
@@ -401,13 +404,13 @@ class Scheduler(Generic[B]):
             self._leave(entry)
         entry.stage = Stage.ENDED
         del self.entries[entry.number]
+        end = entry.outlet.finish(end)
         if end.kind == "failed":
             self.tally.failed[end.code] += 1
         elif end.kind == "finished":
             self.tally.finished += 1
         else:
             self.tally.cancelled += 1
-        entry.outlet.finish(end)
         if entry.on_end is not None:
             entry.on_end(entry)
         self._promote()

@@ -42,6 +42,8 @@ class ServiceLimits:
     """How long a full buffer may stay untouched before the session is failed as abandoned."""
     pass_tokens: int = 800
     """Most tokens (rows times bucket) of one acoustic pass. On a CPU rows past this save nothing."""
+    unit_s: float = 0.2
+    """Longest acoustic pass of several rows, as measured here: what a cancel or a more urgent one waits for."""
     steps_beside: int = 40
     """Steps between two pieces of prompts while listeners decode: fewer than one gap in twenty is longer."""
     burst: int = 8
@@ -58,7 +60,7 @@ class ServiceLimits:
             whole(name, getattr(self, name), 0 if name == "queue" else 1, largest)
         spans = {
             "queue_prompt_s": 1e9, "prompt_s": 3600.0, "buffer_s": 120.0, "lookahead_s": 600.0, "start_s": 3600.0,
-            "idle_s": 1e9,
+            "idle_s": 1e9, "unit_s": 1e9,
         }  # fmt: skip
         for name, longest in spans.items():
             number(name, getattr(self, name), 0.0 if name == "queue_prompt_s" else 1e-3, longest)

@@ -55,7 +55,7 @@ class Metrics:
     piece_gap_s: Quantiles
     """Between two pieces of audio given to a real-time session."""
     cancel_s: Quantiles
-    """From asking to the terminal event."""
+    """From asking until the engine had let go of the session; its reader has the end at once."""
     underruns_total: int
     stalled_s: float
     slack_s: float

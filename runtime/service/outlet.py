@@ -1,6 +1,6 @@
 """Where a session's audio waits for its reader: bounded by the scheduler, ended exactly once.
 
-The engine's thread puts, any other thread takes. The only lock of a stream is in here.
+The engine's thread puts, any other thread takes or cancels. The only lock of a stream is in here.
 """
 
 from __future__ import annotations
@@ -50,18 +50,25 @@ class Outlet:
     # engine's side
 
     def put(self, piece: np.ndarray) -> None:
-        """Add audio. After the end nothing can be added."""
-        assert self._end is None, "audio after the end of a stream"
+        """Add audio. After the engine's end nothing can be added; after a reader's cancel it is dropped."""
         with self._change:
+            if self._end is not None:
+                assert self._end.kind == "cancelled", "audio after the end of a stream"
+                return
             self._pieces.append(piece)
             self._unread += len(piece)
             self._change.notify_all()
         self._tell(self.on_change)
 
-    def finish(self, end: End) -> None:
-        """Give the terminal event. What is unread stays readable, unless the stream was cancelled."""
-        assert self._end is None, "a second terminal event"
+    def finish(self, end: End) -> End:
+        """Give the terminal event, unless the reader cancelled first; returns the one that was given.
+
+        What is unread stays readable, unless the stream was cancelled.
+        """
         with self._change:
+            if self._end is not None:
+                assert "cancelled" in (self._end.kind, end.kind), "a second terminal event"
+                return self._end
             self._end = end
             self.ends += 1
             if end.kind == "cancelled":
@@ -69,6 +76,7 @@ class Outlet:
                 self._unread = 0
             self._change.notify_all()
         self._tell(self.on_change)
+        return end
 
     @property
     def unread_s(self) -> float:
@@ -98,6 +106,10 @@ class Outlet:
             self._unread -= len(piece)
         self._tell(self.on_take)
         return piece
+
+    def cancel(self) -> None:
+        """End the stream for its reader, at once; does nothing after an end. The engine is to be told, too."""
+        self.finish(End("cancelled"))
 
     @staticmethod
     def _tell(whom: Callable[[], None] | None) -> None:

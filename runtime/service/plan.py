@@ -97,7 +97,8 @@ def plan(view: ServiceView, limits: ServiceLimits) -> Work | None:
     if chosen.kind == Kind.BEGIN:
         assert chosen.session.window is not None
         waiting = [(t.session.number, t.session.window) for t in _first(chosen, found) if t.session.window]
-        return Work(Kind.BEGIN, together(chosen.session.window, waiting, limits.pass_tokens))
+        window, row_s = chosen.session.window, view.row_s.get(chosen.session.window.bucket, 0.0)
+        return Work(Kind.BEGIN, together(window, waiting, limits.pass_tokens, row_s, limits.unit_s))
     going = [t.session for t in _first(chosen, steps)][: limits.rows]
     burst = min(limits.burst, held if held > 0 else limits.burst, *(s.missing for s in going))
     return Work(Kind.STEP, tuple(s.number for s in going), burst)

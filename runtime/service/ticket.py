@@ -97,8 +97,12 @@ class Ticket:
         self._entry.outlet.on_change = change
 
     def cancel(self) -> None:
-        """End it before its next unit of work; unread audio is dropped. Returns at once."""
+        """End it: the reader has its end at once, and unread audio is dropped.
+
+        The engine lets go of it before its next unit of work.
+        """
         asked = time.monotonic()
+        self._entry.outlet.cancel()
         self._service._post(lambda core: core.cancel(self._entry, asked))
 
     def pause(self) -> None:

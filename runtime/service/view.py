@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import IntEnum
+from types import MappingProxyType
 from typing import NamedTuple
 
 from ..acoustic import AcousticSchedule
@@ -89,3 +91,5 @@ class ServiceView(NamedTuple):
     """Session of each row of the language model, from row 0 without gaps."""
     since_read: int = 1 << 30
     """Steps since a piece of a prompt was read."""
+    row_s: Mapping[int, float] = MappingProxyType({})
+    """Seconds that an acoustic pass takes a row, by bucket, as far as known."""

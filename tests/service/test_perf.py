@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 import speechssm
 from speechssm.perf import service as perf
+from speechssm.perf import soak
+from speechssm.runtime.service.service import Service
 
 
 def test_together_compares_the_bits(tiny_bundle: Path) -> None:
@@ -17,22 +23,46 @@ def test_together_compares_the_bits(tiny_bundle: Path) -> None:
     assert report["lm_s_alone"] > 0
 
 
-def test_a_short_load_and_a_short_soak(tiny_bundle: Path) -> None:
-    model = speechssm.load(tiny_bundle, threads=1)
-    load = perf.load(model, 2, 0.05, "fast", ramp=True)
+def test_a_short_load(tiny_bundle: Path) -> None:
+    load = perf.load(speechssm.load(tiny_bundle, threads=1), 2, 0.05, "fast", ramp=True)
     assert load["refused"] == 0
     assert load["cancel_s"]["count"] == 2
-    soak = perf.soak(model, 0.03, 3)
-    assert soak["threads_left"] == soak["files_left"] == soak["live_left"] == soak["state_bytes_left"] == 0
-    assert sum(soak["ends"].values()) == soak["sessions"]
-    assert "failed" not in soak["ends"]
+
+
+def sound(report: dict[str, Any]) -> None:
+    """What must hold after churn of any length."""
+    assert report["wrong"] == []
+    assert report["unexplained"] == []
+    left = ("threads_left", "files_left", "tasks_left", "live_left", "state_bytes_left")
+    assert {name: report[name] for name in left} == dict.fromkeys(left, 0)
+
+
+def test_a_short_soak(tiny_bundle: Path) -> None:
+    report = soak.soak(speechssm.load(tiny_bundle, threads=1), 0.05, 3)
+    sound(report)
+    assert sum(report["ends"].values()) == report["sessions"] + report["forks"]
+
+
+def test_the_soak_sees_other_samples(tiny_bundle: Path) -> None:
+    """A reader that is given another stream than its own says so."""
+    model = speechssm.load(tiny_bundle, threads=1)
+    (text,) = soak.texts(model, (0.5,))
+    with Service(model) as service:
+        ticket = service.submit(text.prompt, **{**text.options, "seed": 77})
+        reader = soak.Reader(ticket, text, 0)
+        while reader.read(0.0, np.random.default_rng(0), hurry=True) is None:
+            time.sleep(0.01)
+    assert reader.wrong
 
 
 @pytest.mark.slow
 def test_half_an_hour_of_churn(tiny_bundle: Path) -> None:
-    soak = perf.soak(speechssm.load(tiny_bundle, threads=1), 30, 16)
-    print(soak)
-    assert soak["grown_bytes"] < 16 << 20
-    assert soak["threads_left"] == soak["files_left"] == soak["state_bytes_left"] == 0
-    assert soak["orphaned_s"] < 0.01 * soak["engine_s"]
-    assert soak["cancel_s"]["p95"] <= 0.5
+    report = soak.soak(speechssm.load(tiny_bundle, threads=1), 30, 16, log=True)
+    print(json.dumps(report))
+    sound(report)
+    assert report["grown_bytes"] < 16 << 20
+    assert {"queued", "reading", "in a row", "in a window", "live"} <= report["cancelled_in"].keys()
+    assert {"poisoned rows", "full disk", "refused lm_step", "refused acoustic"} <= report["faults"].keys()
+    assert report["checkpoint_failures"] > 0
+    assert report["orphaned_s"] < 0.01 * report["engine_s"]
+    assert report["cancel_s"]["p95"] <= 0.5

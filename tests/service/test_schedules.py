@@ -70,6 +70,8 @@ class World:
         )
         self.listeners: list[Listener] = []
         self.seeds = iter(range(1, 1 << 30))
+        self.leaving: list[Entry[Body]] = []
+        """Cancelled by their readers; the scheduler has not heard of it."""
 
     def clock(self) -> float:
         self.now += 1e-5
@@ -97,13 +99,18 @@ class World:
 
     def act(self) -> None:
         pick = self.rng.random()
-        alive = [one for one in self.listeners if one.entry.stage != Stage.ENDED]
+        alive = [one for one in self.listeners if one.entry.outlet.end is None]
         some = alive[self.rng.integers(len(alive))] if alive else None
         if pick < 0.15 or some is None:
             self.admit()
-        elif pick < 0.20:
+        elif pick < 0.18:
             self.core.cancel(some.entry)
             assert some.entry.stage == Stage.ENDED
+        elif pick < 0.20:
+            some.entry.outlet.cancel()
+            self.leaving.append(some.entry)
+        elif self.leaving and pick < 0.22:
+            self.core.cancel(self.leaving.pop())
         elif pick < 0.26:
             self.core.pause(some.entry, bool(self.rng.random() < 0.5))
         elif pick < 0.30 and some.entry.stage == Stage.LIVE:
@@ -140,6 +147,8 @@ class World:
             self.core.cycle()
             self.check()
         self.faults.once.clear()
+        for entry in self.leaving:
+            self.core.cancel(entry)
         for one in self.listeners:
             self.core.pause(one.entry, False)
         for _ in range(5000):
