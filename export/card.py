@@ -22,8 +22,9 @@ def model_card(
     licences: tuple[str, ...],
     *,
     seeded: bool,
+    notes: str = "",
 ) -> str:
-    """The card as Markdown."""
+    """The card as Markdown; ``notes`` (Markdown sections) come before how it may be used."""
     lm = shapes["lm"]
     assert isinstance(lm, LMShape)
     attention = lm.blocks.count("attention")
@@ -51,6 +52,7 @@ def model_card(
         + f" Chunks equal single steps bit for bit: {'yes' if parity['chunked_bit_exact'] else 'no'}; a row equals "
         f"itself among seven: {'yes' if parity['rows_bit_exact'] else 'no'}. Curves: parity.html.",
         "",
+        *([notes.rstrip(), ""] if notes else []),
         "## Use",
         "",
         "The weights are random: the bundle makes noise and serves tests and timing only."

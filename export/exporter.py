@@ -107,7 +107,9 @@ def export_checkpoint(
     speech_vocab: int | None = None,
     seed: int = 0,
     name: str | None = None,
+    about: str | None = None,
     licences: tuple[str, ...] = (),
+    notes: str = "",
     storage: Storage = "float32",
     overwrite: bool = False,
     rollout: int | None = None,
@@ -117,7 +119,8 @@ def export_checkpoint(
 
     ``parts`` adds or replaces the tokenizer, acoustic stage and codec from checkpoints of their own.
     ``rope``, ``window``, ``speech_vocab`` and ``seed`` are those of
-    :func:`speechssm.export.checkpoints.read.read_checkpoint`.
+    :func:`speechssm.export.checkpoints.read.read_checkpoint`. ``about`` replaces what the checkpoint says of
+    itself; ``notes`` are Markdown sections for the model card.
 
     Raises ExportError when a checkpoint is damaged, incomplete or not understood, when parts do not fit
     together, or as :func:`export_models` does.
@@ -136,9 +139,10 @@ def export_checkpoint(
         shapes,
         sources,
         target,
-        about=found.about,
+        about=about or found.about,
         storage=storage,
         licences=licences,
+        notes=notes,
         overwrite=overwrite,
         rollout=rollout,
         threads=threads,
@@ -182,6 +186,7 @@ def export_models(
     seeded: bool = False,
     storage: Storage = "float32",
     licences: tuple[str, ...] = (),
+    notes: str = "",
     overwrite: bool = False,
     rollout: int | None = None,
     threads: int = 0,
@@ -238,7 +243,7 @@ def export_models(
         )
         _keep_report(parity, folder, Path(target), name)
         (folder / CARD).write_text(
-            model_card(name, about, shapes, storage, parity.summary(), licences, seeded=seeded),
+            model_card(name, about, shapes, storage, parity.summary(), licences, seeded=seeded, notes=notes),
             encoding="utf-8",
         )
         limit = LRU_MARGIN * parity.largest_lru

@@ -96,6 +96,12 @@ def _keep(c: Context) -> None:
     weights.keep(c.part)
 
 
+def _voice(c: Context) -> None:
+    from . import voice
+
+    voice.ship()
+
+
 STAGES: dict[str, tuple[str, Callable[[Context], None]]] = {
     "voices": ("speak story text with flite's voices (Debian package flite), --hours of it", _voices),
     "teach": ("Whisper-base block 4 features of all speech, at 25 Hz", _teach),
@@ -108,6 +114,7 @@ STAGES: dict[str, tuple[str, Callable[[Context], None]]] = {
     "language": ("train the Griffin language model on the tokens, at most --minutes", _language),
     "judge-language": ("nat per token below a Kneser-Ney 5-gram on held-out speech", _judge_language),
     "keep": ("copy the best weights of --part from the cache into recipes/trained", _keep),
+    "voice": ("the four parts as the demo bundle inside the package", _voice),
 }
 
 
