@@ -260,7 +260,9 @@ def run(
     first = state.step
     ends = math.inf if minutes is None else begun + 60 * minutes
     while state.step < plan.steps:
+        moving = not state.resting
         report = state.advance(crops)
+        settled = moving and state.resting
         now = time.monotonic()
         done = state.step == plan.steps or now > ends
         if state.step % 50 == 0:
@@ -272,9 +274,9 @@ def run(
                 steps_per_second=speed,
                 **{k: float(v) for k, v in report.items()},
             )
-        if state.step % plan.judge_every == 0 or done:
+        if state.step % plan.judge_every == 0 or settled or done:
             _keep_best(state, judge, folder, log)
-        if now - saved > plan.save_seconds or done:
+        if now - saved > plan.save_seconds or settled or done:
             state.save(folder / "last.safetensors")
             saved = now
         if done:
