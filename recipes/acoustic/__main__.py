@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -17,6 +16,7 @@ from . import figure as drawing
 from . import prepare as preparation
 from . import timing as timetable
 from . import train as training
+from .crops import Mixture
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
 Data = Annotated[Path, typer.Option(help="The data folder (kathleen, librispeech, stories_speech).")]
@@ -53,12 +53,25 @@ def train(
     seed: int = training.Plan.seed,
     threads: Threads = 1,
     minutes: Annotated[float, typer.Option(help="Save and stop after this long.")] = math.inf,
+    dropout: Annotated[float, typer.Option(help="0 where the steps are fewer than the data.")] = (
+        training.Plan.dropout
+    ),
+    window: Annotated[
+        list[int], typer.Option(help="Tokens of a window, one drawn per step; 75 suits a CPU.")
+    ] = (*Mixture.tokens,),  # type: ignore[assignment]
     folder: Folder = None,
 ) -> None:
     """Train, or resume where the last checkpoint stopped."""
     torch.set_num_threads(threads)
     preparation.same_source((folder or places.cache("acoustic")) / "prepared")
-    plan = replace(training.Plan(), steps=steps, batch=batch, learning_rate=learning_rate, seed=seed)
+    plan = training.Plan(
+        steps=steps,
+        batch=batch,
+        learning_rate=learning_rate,
+        seed=seed,
+        dropout=dropout,
+        mixture=Mixture(tokens=tuple(window)),
+    )
     books = load_codec().codebooks.detach()
     training.run(data, _device(device), plan, folder=folder, codebooks=books, minutes=minutes)
 
