@@ -17,6 +17,7 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,8 @@ from speechssm.runtime.settings import SamplerSettings
 
 from .soak import prompt
 
-STAGGER_S = 26.0
-"""Sessions of a load arrive over one window's hop, so that their windows do not fall together."""
+EVERY_S = 10.0
+"""Seconds between two arrivals of a load."""
 
 
 def together(model: Model, sessions: int, seconds: float, schedule: str) -> dict[str, Any]:
@@ -154,15 +155,27 @@ class Listener:
         return True
 
 
-def load(model: Model, sessions: int, minutes: float, schedule: str, *, ramp: bool) -> dict[str, Any]:
-    """``sessions`` real-time listeners that arrive by the clock, whatever the service does, and listen on."""
+def load(
+    model: Model,
+    sessions: int,
+    minutes: float,
+    schedule: str,
+    *,
+    ramp: bool,
+    every_s: float = EVERY_S,
+    lanes: int = 0,
+) -> dict[str, Any]:
+    """Real-time listeners that arrive by the clock, whatever the service does, ``sessions`` of them, and listen on."""
     seconds = minutes * 60
-    stagger = min(STAGGER_S, seconds / 4)
-    limits = ServiceLimits(sessions=max(64, sessions), rows=16)
-    started, refused = time.monotonic(), 0
+    limits = ServiceLimits(sessions=max(64, sessions), rows=16, lanes=lanes)
+    model.generate(
+        prompt(3.0, 0), seconds=0.5, seed=0, rate_hz=SAMPLE_RATE_HZ, schedule="fast"
+    )  # opens graphs
     listeners: list[Listener] = []
+    refused, used = 0, time.process_time()
     with Service(model, limits) as service:
-        arrivals = [started + i * stagger / sessions for i in range(sessions)]
+        started = time.monotonic()
+        arrivals = [started + min(i * every_s, seconds / 2) for i in range(sessions)]
         while time.monotonic() < started + seconds:
             now = time.monotonic()
             while arrivals and arrivals[0] <= now:
@@ -177,7 +190,8 @@ def load(model: Model, sessions: int, minutes: float, schedule: str, *, ramp: bo
                     refused += 1
             for listener in listeners:
                 listener.play(now)
-            time.sleep(0.02)
+            time.sleep(0.01)
+        used = time.process_time() - used
         for listener in listeners:
             listener.ticket.cancel()
         metrics = service.metrics()
@@ -185,40 +199,63 @@ def load(model: Model, sessions: int, minutes: float, schedule: str, *, ramp: bo
     return {
         "sessions": sessions,
         "minutes": minutes,
+        "schedule": schedule,
+        "ramp": ramp,
+        "every_s": every_s,
+        "lanes": lanes,
         "refused": refused,
         "without_audio": silent,
         "underruns": metrics.underruns_total,
         "stalled_s": metrics.stalled_s,
         "first_audio_s": metrics.first_audio_s.__dict__,
         "piece_gap_s": metrics.piece_gap_s.__dict__,
+        "step_gap_s": metrics.step_gap_s.__dict__,
         "cancel_s": metrics.cancel_s.__dict__,
         "orphaned_s": metrics.orphaned_s,
         "rows_per_step": metrics.rows_per_step,
         "stage_s": metrics.stage_s,
+        "cpu_s": used,
     }
 
 
-def bisect(model: Model, most: int, minutes: float, schedule: str, *, ramp: bool) -> dict[str, Any]:
-    """The largest number of listeners none of whom runs dry, and the load at one, half and all of it."""
-    runs: dict[int, dict[str, Any]] = {}
+def holds(report: dict[str, Any]) -> bool:
+    """Whether everybody was let in, heard something and never ran dry."""
+    return not (report["underruns"] or report["without_audio"] or report["refused"])
 
-    def holds(sessions: int) -> bool:
-        if sessions not in runs:
-            runs[sessions] = load(model, sessions, minutes, schedule, ramp=ramp)
-            print(f"{sessions} sessions: {runs[sessions]['underruns']} underruns", file=sys.stderr)
-        return not (
-            runs[sessions]["underruns"] or runs[sessions]["without_audio"] or runs[sessions]["refused"]
-        )
+
+def bisect(
+    run: Callable[[int, float], dict[str, Any]], most: int, minutes: float, probe_minutes: float
+) -> dict[str, Any]:
+    """The largest number of listeners none of whom runs dry, and the load at one, half and all of it.
+
+    ``run`` makes a load of some sessions and minutes. Probes last ``probe_minutes``; what they find is run for
+    ``minutes``, with fewer sessions until it holds.
+    """
+    probes: dict[int, dict[str, Any]] = {}
+
+    def probe(sessions: int) -> bool:
+        probes[sessions] = run(sessions, probe_minutes)
+        print(json.dumps(probes[sessions]), file=sys.stderr, flush=True)
+        return holds(probes[sessions])
 
     low, high = 0, 1
-    while high <= most and holds(high):
+    while high <= most and probe(high):
         low, high = high, high * 2
+    high = min(high, most + 1)
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if holds(middle) else (low, middle)
-    for sessions in {1, max(1, low // 2)}:
-        holds(sessions)
-    return {"largest": low, "minutes": minutes, "runs": {str(n): runs[n] for n in sorted(runs)}}
+        low, high = (middle, high) if probe(middle) else (low, middle)
+    full: dict[int, dict[str, Any]] = {}
+    while low and not holds(full.setdefault(low, run(low, minutes))):
+        low -= 1
+    for sessions in sorted({1, max(1, low // 2)} - full.keys()):
+        full[sessions] = run(sessions, minutes)
+    return {
+        "largest": low,
+        "minutes": minutes,
+        "probes": {str(n): not_dry for n, not_dry in sorted((n, holds(r)) for n, r in probes.items())},
+        "runs": {str(n): full[n] for n in sorted(full)},
+    }
 
 
 def main() -> None:
@@ -235,6 +272,11 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=5.0, help="length of a load")
     parser.add_argument("--schedule", default="default", choices=("default", "fast"))
     parser.add_argument("--ramp", action="store_true")
+    parser.add_argument(
+        "--every", type=float, default=EVERY_S, help="seconds between arrivals (load, bisect)"
+    )
+    parser.add_argument("--probe-minutes", type=float, default=1.5, help="length of a probe (bisect)")
+    parser.add_argument("--lanes", type=int, default=0, help="acoustic passes beside the rest (load, bisect)")
     parser.add_argument("--threads", type=int, default=0)
     given = parser.parse_args()
     model = speechssm.load(given.bundle, threads=given.threads)
@@ -245,10 +287,23 @@ def main() -> None:
         report = steps(model, given.sessions)
     elif given.what == "decode":
         report = decode(model, given.sessions, given.seconds)
-    elif given.what == "load":
-        report = load(model, given.sessions, given.minutes, given.schedule, ramp=given.ramp)
     else:
-        report = bisect(model, given.sessions, given.minutes, given.schedule, ramp=given.ramp)
+
+        def run(sessions: int, minutes: float) -> dict[str, Any]:
+            return load(
+                model,
+                sessions,
+                minutes,
+                given.schedule,
+                ramp=given.ramp,
+                every_s=given.every,
+                lanes=given.lanes,
+            )
+
+        if given.what == "load":
+            report = run(given.sessions, given.minutes)
+        else:
+            report = bisect(run, given.sessions, given.minutes, given.probe_minutes)
     print(json.dumps(report))
 
 

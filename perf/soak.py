@@ -32,7 +32,7 @@ import numpy as np
 import speechssm
 from speechssm.axes import SAMPLE_RATE_HZ, TOKEN_RATE_HZ
 from speechssm.engines.protocol import Array, Bindings, Graph
-from speechssm.errors import CapacityError, EngineError, SessionFailed
+from speechssm.errors import CapacityError, EngineError, SessionFailed, SnapshotError
 from speechssm.runtime.frozen import Frozen
 from speechssm.runtime.model import Model
 from speechssm.runtime.service.core import Scheduler
@@ -317,6 +317,9 @@ def soak(model: Model, minutes: float, sessions: int, *, log: bool = False) -> d
                             forks += 1
                             if some.ticket.session_id in faults.poisoned:
                                 faults.poisoned.add(twin.session_id)
+                        except SnapshotError:
+                            # A poisoned state has not met its next step yet.
+                            assert some.ticket.session_id in faults.poisoned
                         except (SessionFailed, CapacityError):
                             pass  # its prompt is still read, or it has just ended, or there is no room
                     elif act < 0.05 or now >= until:

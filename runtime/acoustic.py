@@ -243,10 +243,8 @@ class WindowDecoder:
         for i, row in enumerate(rows):
             self.codes[i, :, : row.sent.shape[1]] = row.sent
             self.known[i, :, : row.sent.shape[1]] = True
-        self._told = run.listen(
-            np.stack([row.voice.tokens for row in rows]).astype(np.int64),
-            np.stack([row.voice.codes for row in rows]).astype(np.int64),
-        )
+        self._voices = [row.voice for row in rows]
+        self._told: Told | None = None
         self.failed: set[int] = set()
         self.passes = schedule.passes(levels)
         self._plan = self._passes(levels)
@@ -261,6 +259,11 @@ class WindowDecoder:
         """Run one pass and make its most confident codes known. Does nothing once done."""
         if self._next is None:
             return
+        if self._told is None:
+            self._told = self._run.listen(
+                np.stack([voice.tokens for voice in self._voices]).astype(np.int64),
+                np.stack([voice.codes for voice in self._voices]).astype(np.int64),
+            )
         now = self._next
         level = now.level
         temperature = self._schedule.temperature_at(now.iteration, now.iterations)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from concurrent.futures import Executor
 from typing import Generic
 
 import numpy as np
@@ -44,6 +45,7 @@ class Scheduler(Generic[B]):
         *,
         clock: Callable[[], float] = time.monotonic,
         interrupted: Callable[[], bool] = lambda: False,
+        lanes: Executor | None = None,
     ) -> None:
         self.engine = engine
         self.limits = limits
@@ -57,6 +59,8 @@ class Scheduler(Generic[B]):
         self.on_live: Callable[[Entry[B]], None] = lambda entry: None
         """Told of a session that begins to speak, before its first step here."""
         self._interrupted = interrupted
+        self._lanes = lanes
+        self._flying: list[Group[B]] = []
         self._numbers = 0
         self._since_read = 1 << 30
         self._last_step: tuple[float, frozenset[int]] | None = None
@@ -119,11 +123,12 @@ class Scheduler(Generic[B]):
     # one cycle
 
     def cycle(self) -> bool:
-        """One unit of work; False when there was none."""
+        """One unit of work; False when there was none, but passes may be flying."""
+        landed = self._land()
         view = self.view()
         work = plan(view, self.limits)
         if work is None:
-            return False
+            return landed
         entries = [self.entries[number] for number in work.sessions]
         if work.kind == Kind.READ:
             self._read(entries[0], work.amount)
@@ -143,12 +148,21 @@ class Scheduler(Generic[B]):
         """This moment, as values."""
         number = {id(entry): entry.number for entry in self.seats}
         groups = tuple(
-            BatchView(g.number, g.key, tuple(e.number for e in g.members if e is not None), len(g.members))
+            BatchView(
+                g.number,
+                g.key,
+                tuple(e.number for e in g.members if e is not None),
+                len(g.members),
+                g.flying is not None,
+            )
             for g in self.groups.values()
         )
+        now = self.clock()
+        start_by = now + self.limits.settled_s
         return ServiceView(
-            self.clock(), tuple(e.view(self.costs) for e in self.entries.values()), groups,
-            tuple(number[id(e)] for e in self.seats), self._since_read, dict(self.costs.row_s),
+            now, tuple(e.view(self.costs, start_by) for e in self.entries.values()), groups,
+            tuple(number[id(e)] for e in self.seats), self._since_read,
+            self.limits.lanes - len(self._flying), dict(self.costs.row_s),
         )  # fmt: skip
 
     # reading
@@ -183,7 +197,7 @@ class Scheduler(Generic[B]):
             return
         self.tally.stage_s["other"] += self.clock() - started
         for _ in range(work.amount):
-            if not self._step() or self._interrupted():
+            if not self._step() or self._interrupted() or self.landing:
                 break
 
     def _take_seats(self, entries: list[Entry[B]]) -> bool:
@@ -295,6 +309,10 @@ class Scheduler(Generic[B]):
         self._pass(group)
 
     def _pass(self, group: Group[B]) -> None:
+        if self._lanes is not None:
+            group.flying = self._lanes.submit(self._timed, group.batch.step)
+            self._flying.append(group)
+            return
         started = self.clock()
         try:
             group.batch.step()
@@ -302,11 +320,41 @@ class Scheduler(Generic[B]):
             self._spend(group, self.clock() - started)
             self._dissolve(group, error)
             return
-        seconds = self.clock() - started
+        self._passed(group, self.clock() - started)
+
+    def _timed(self, step: Callable[[], None]) -> float:
+        started = self.clock()
+        step()
+        return self.clock() - started
+
+    def _passed(self, group: Group[B], seconds: float) -> None:
         self.costs.passed(group.key.bucket, len(group.members), seconds)
         self._spend(group, seconds)
         if group.batch.done:
             self._finish(group)
+
+    @property
+    def landing(self) -> bool:
+        """Whether a pass in a lane is done and waits to be committed."""
+        return any(group.flying is not None and group.flying.done() for group in self._flying)
+
+    def _land(self) -> bool:
+        """Commit the passes that are done; whether there was one."""
+        done = [group for group in self._flying if group.flying is not None and group.flying.done()]
+        for group in done:
+            self._flying.remove(group)
+            flight, group.flying = group.flying, None
+            assert flight is not None
+            error = flight.exception()
+            if self.groups.get(group.number) is not group:  # everybody has gone away meanwhile
+                self._spend(group, 0.0 if error else flight.result())
+            elif error is None:
+                self._passed(group, flight.result())
+            elif isinstance(error, Exception):
+                self._dissolve(group, error)
+            else:
+                raise error
+        return bool(done)
 
     def _spend(self, group: Group[B], seconds: float) -> None:
         self.tally.stage_s["acoustic"] += seconds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Generic
 
@@ -14,6 +15,9 @@ from .protocol import B, Batch
 from .slack import Playback
 from .view import SessionView, Stage, WindowKey
 
+NEXT_S = 1e-6
+"""Between what is due of two sessions that start: the one that came first is finished with first."""
+
 
 @dataclass
 class Group(Generic[B]):
@@ -23,6 +27,8 @@ class Group(Generic[B]):
     key: WindowKey
     batch: Batch
     members: list[Entry[B] | None]
+    flying: Future[float] | None = None
+    """Its pass in a lane, which gives the seconds it took."""
 
 
 @dataclass
@@ -60,12 +66,13 @@ class Entry(Generic[B]):
         self.missing = 0 if self.complete else self.body.missing()
         self.window = None if self.complete or self.missing else self.body.window()
 
-    def view(self, costs: Costs) -> SessionView:
-        """This moment, as values."""
+    def view(self, costs: Costs, start_by: float = 0.0) -> SessionView:
+        """This moment, as values; before its first audio a session is due at ``start_by`` at the earliest."""
         if self.stage == Stage.ENDED:
             return SessionView(self.number, Stage.ENDED, ends=self.outlet.ends)
         body = self.body
         due = self.playback.due
+        starting = self.realtime and self.first_audio_s is None
         cost, ahead, has_audio, audio_due = 0.0, 0.0, False, due
         if self.stage == Stage.LIVE:
             waiting = body.made - body.given
@@ -77,9 +84,11 @@ class Entry(Generic[B]):
             if not self.complete:
                 bucket = self.window.bucket if self.window else body.bucket
                 cost = costs.ahead_of_codes(self.missing, bucket, body.passes)
+        if starting:
+            audio_due = due = max(due, start_by + NEXT_S * self.number)
         return SessionView(
             self.number, self.stage, self.paused, self.realtime,
-            self.realtime and self.first_audio_s is not None, self.complete, self.missing, self.window,
+            self.realtime and not starting, starting, self.complete, self.missing, self.window,
             None if self.group is None else self.group.number, self.row, has_audio, self.outlet.unread_s, ahead,
             audio_due, due, cost, body.nbytes, body.prompt_s, self.outlet.ends,
         )  # fmt: skip

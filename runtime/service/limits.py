@@ -38,6 +38,8 @@ class ServiceLimits:
     """Speech made but not heard, as codes or audio; below it the next window is begun."""
     start_s: float = 1.0
     """When a real-time session without audio counts as late, after its arrival."""
+    settled_s: float = 4.0
+    """A listener with less speech ahead than this goes before those who have not heard anything yet."""
     idle_s: float = 600.0
     """How long a full buffer may stay untouched before the session is failed as abandoned."""
     pass_tokens: int = 800
@@ -46,6 +48,9 @@ class ServiceLimits:
     """Longest acoustic pass of several rows, as measured here: what a cancel or a more urgent one waits for."""
     steps_beside: int = 40
     """Steps between two pieces of prompts while listeners decode: fewer than one gap in twenty is longer."""
+    lanes: int = 0
+    """Acoustic passes that run beside everything else, each in a thread of its own; with 0 they take turns with
+    the rest. For models loaded with ``threads=1``: one less than there are cores."""
     burst: int = 8
     """Most steps between two plans; a command ends a burst early."""
     snapshots: int = 1024
@@ -54,13 +59,13 @@ class ServiceLimits:
     def __post_init__(self) -> None:
         counts = {
             "sessions": 1 << 16, "rows": 1 << 12, "queue": 1 << 20, "state_mib": 1 << 24, "pass_tokens": 1 << 24,
-            "steps_beside": 1 << 16, "burst": 1 << 10, "snapshots": 1 << 20,
+            "steps_beside": 1 << 16, "lanes": 1 << 10, "burst": 1 << 10, "snapshots": 1 << 20,
         }  # fmt: skip
         for name, largest in counts.items():
-            whole(name, getattr(self, name), 0 if name == "queue" else 1, largest)
+            whole(name, getattr(self, name), 0 if name in ("queue", "lanes") else 1, largest)
         spans = {
             "queue_prompt_s": 1e9, "prompt_s": 3600.0, "buffer_s": 120.0, "lookahead_s": 600.0, "start_s": 3600.0,
-            "idle_s": 1e9, "unit_s": 1e9,
+            "idle_s": 1e9, "unit_s": 1e9, "settled_s": 600.0,
         }  # fmt: skip
         for name, longest in spans.items():
             number(name, getattr(self, name), 0.0 if name == "queue_prompt_s" else 1e-3, longest)

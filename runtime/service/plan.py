@@ -5,6 +5,10 @@ the widest steps: prompts, then audio, then windows, and the language model only
 come back to it. As soon as somebody would, the one who runs dry first goes first, and others come along
 for as much as fits in the same call. Offline jobs never run dry, so they fill what is left.
 
+While somebody waits for the first audio the first to run dry goes first, too, newcomers in the order of arrival
+and after every listener with less than ``settled_s`` of speech ahead. So when too many come at once, they wait
+and nobody who listens runs dry.
+
 A prompt goes before any step, because whoever has read it widens the steps. Only while somebody listens
 do two pieces of prompts have ``steps_beside`` steps between them: whatever arrives, all but a few gaps
 between a listener's tokens are as they were. (Even one token of a prompt costs most of
@@ -52,8 +56,13 @@ class Work(NamedTuple):
 
 
 def tasks(view: ServiceView, limits: ServiceLimits) -> list[Task]:
-    """Everything that can be done. A paused session does nothing, nor one whose reader is far behind."""
+    """Everything that can be done. A paused session does nothing, nor one whose reader is far behind.
+
+    With lanes, a pass can be done while one is free, and a batch whose pass is flying waits for it.
+    """
     found = []
+    flying = {b.number for b in view.batches if b.flying}
+    passes = not limits.lanes or view.lanes > 0
     for s in view.sessions:
         if s.paused or s.stage in (Stage.QUEUED, Stage.ENDED):
             continue
@@ -65,10 +74,11 @@ def tasks(view: ServiceView, limits: ServiceLimits) -> list[Task]:
         if s.complete or s.ahead_s >= limits.lookahead_s:
             continue
         if s.batch is not None:
-            found.append(Task(Kind.PASS, s, s.codes_due))
+            if passes and s.batch not in flying:
+                found.append(Task(Kind.PASS, s, s.codes_due))
         elif s.missing:
             found.append(Task(Kind.STEP, s, s.codes_due))
-        elif s.window is not None:
+        elif s.window is not None and passes:
             found.append(Task(Kind.BEGIN, s, s.codes_due))
     return found
 
@@ -76,6 +86,10 @@ def tasks(view: ServiceView, limits: ServiceLimits) -> list[Task]:
 def plan(view: ServiceView, limits: ServiceLimits) -> Work | None:
     """The next unit of work, or None when there is nothing to do."""
     found = tasks(view, limits)
+    if limits.lanes:
+        # Lanes work beside the rest, so one that is free comes first; what they do is no work of ours.
+        acoustic = [t for t in found if t.kind in (Kind.PASS, Kind.BEGIN)]
+        found = acoustic or [t for t in found if t.kind not in (Kind.PASS, Kind.BEGIN)]
     if not found:
         return None
     chosen = _choose(found, view)
@@ -107,11 +121,12 @@ def plan(view: ServiceView, limits: ServiceLimits) -> Work | None:
 def _choose(found: list[Task], view: ServiceView) -> Task:
     costs = {t.session.number: t.session.cost_s for t in found if math.isfinite(t.due)}
     total = sum(costs.values())
+    starting = any(t.session.starting for t in found)
     urgent = []
     for t in found:
         if math.isfinite(t.due):
             own = 0.0 if t.kind == Kind.SLICE else t.session.cost_s
-            if is_urgent(slack(t.due, own, view.now), total - t.session.cost_s):
+            if starting or is_urgent(slack(t.due, own, view.now), total - t.session.cost_s):
                 urgent.append(t)
     if urgent:
         return min(urgent, key=_by_due)

@@ -23,7 +23,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
 import numpy as np
 
@@ -52,7 +52,22 @@ TICK_S = 0.25
 """How often checkpoints and abandoned sessions are looked after."""
 PRUNE_S = 2.0
 """How often the files of sessions long gone are looked for."""
+P = ParamSpec("P")
 T = TypeVar("T")
+
+
+class Lanes(ThreadPoolExecutor):
+    """Threads for acoustic passes; ``landed`` is called whenever one is done."""
+
+    def __init__(self, lanes: int, landed: Callable[[], None]) -> None:
+        super().__init__(lanes, thread_name_prefix="speechssm-acoustic")
+        self._landed = landed
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """See :class:`concurrent.futures.Executor`."""
+        flight = super().submit(fn, *args, **kwargs)
+        flight.add_done_callback(lambda _: self._landed())
+        return flight
 
 
 class Service:
@@ -81,9 +96,11 @@ class Service:
             self._folder = CheckpointFolder(Path(checkpoints), model.digest, size, self.limits.snapshots)
         self._commands: deque[Callable[[Scheduler[Speaker]], None]] = deque()
         self._wake = threading.Event()
+        self._lanes = Lanes(self.limits.lanes, self._wake.set) if self.limits.lanes else None
         self._core = Scheduler(
-            Workshop(self._stages, self.limits.rows), self.limits, interrupted=lambda: bool(self._commands)
-        )
+            Workshop(self._stages, self.limits.rows), self.limits, interrupted=lambda: bool(self._commands),
+            lanes=self._lanes,
+        )  # fmt: skip
         self._core.on_live = self._first_checkpoint
         self._thread: threading.Thread | None = None
         self._writer: ThreadPoolExecutor | None = None
@@ -310,6 +327,8 @@ class Service:
             raise
         finally:
             self._stopping = True
+            if self._lanes is not None:
+                self._lanes.shutdown()
             self._obey()
             again = "" if self._folder is None else ": resume it by its session id"
             self._end_all(End("failed", "closed", f"the service was closed{again}"))

@@ -41,6 +41,8 @@ class SessionView(NamedTuple):
     realtime: bool = False
     playing: bool = False
     """Real-time, and its listener has had the first audio."""
+    starting: bool = False
+    """Real-time, and its listener waits for the first audio."""
     complete: bool = False
     """Codes exist for everything asked."""
     missing: int = 0
@@ -78,6 +80,8 @@ class BatchView(NamedTuple):
     """Sessions that still want their window; those cancelled are no longer named."""
     rows: int
     """Rows it was begun with."""
+    flying: bool = False
+    """A pass of it runs right now, in a lane."""
 
 
 class ServiceView(NamedTuple):
@@ -91,5 +95,7 @@ class ServiceView(NamedTuple):
     """Session of each row of the language model, from row 0 without gaps."""
     since_read: int = 1 << 30
     """Steps since a piece of a prompt was read."""
+    lanes: int = 0
+    """Lanes in which no pass runs."""
     row_s: Mapping[int, float] = MappingProxyType({})
     """Seconds that an acoustic pass takes a row, by bucket, as far as known."""

@@ -29,6 +29,23 @@ def test_a_short_load(tiny_bundle: Path) -> None:
     assert load["cancel_s"]["count"] == 2
 
 
+@pytest.mark.parametrize("limit", [0, 1, 2, 3, 6, 11, 16])
+@pytest.mark.parametrize("longer", [0, 1])
+def test_bisection_finds_the_largest_that_holds(limit: int, longer: int) -> None:
+    """Also when ``longer`` runs hold fewer than probes; never past the most that is asked."""
+    made: list[tuple[int, float]] = []
+
+    def run(sessions: int, minutes: float) -> dict[str, Any]:
+        made.append((sessions, minutes))
+        dry = sessions > limit - longer * (minutes == 5)
+        return {"underruns": int(dry), "without_audio": 0, "refused": 0}
+
+    report = perf.bisect(run, 11, 5, 1)
+    assert report["largest"] == max(0, min(limit, 11) - longer * (limit <= 11))
+    assert {n for n, minutes in made if minutes == 1} <= set(range(1, 12))
+    assert {1, max(1, report["largest"] // 2)} <= {int(n) for n in report["runs"]}
+
+
 def sound(report: dict[str, Any]) -> None:
     """What must hold after churn of any length."""
     assert report["wrong"] == []

@@ -20,6 +20,7 @@ from speechssm.runtime.lm import CHUNK_TOKENS
 from speechssm.runtime.service.admission import Load, promoted, refusal
 from speechssm.runtime.service.buckets import together
 from speechssm.runtime.service.costs import Costs
+from speechssm.runtime.service.entry import Entry
 from speechssm.runtime.service.failure import failure_of, raised_of
 from speechssm.runtime.service.invariants import broken
 from speechssm.runtime.service.limits import MIB, ServiceLimits
@@ -27,6 +28,8 @@ from speechssm.runtime.service.outlet import End, Outlet
 from speechssm.runtime.service.plan import Kind, plan, tasks
 from speechssm.runtime.service.slack import Playback, is_urgent, offline, slack
 from speechssm.runtime.service.view import BatchView, ServiceView, SessionView, Stage, WindowKey
+
+from .double import SAMPLES, Body, Faults
 
 KEY = WindowKey(50, AcousticSchedule())
 OTHER = WindowKey(100, AcousticSchedule())
@@ -267,6 +270,35 @@ def test_the_validator_sees_what_is_wrong() -> None:
     ]
     for bad, message in wrong:
         assert any(message in text for text in broken(bad, limits, 30)), message
+
+
+def test_newcomers_come_after_listeners_with_little_ahead_and_in_order() -> None:
+    """Before its first audio a session is due ``settled_s`` from now, whenever it came."""
+    limits = ServiceLimits(settled_s=4.0)
+    now = 100.0
+
+    def entry(number: int, given_s: float | None) -> SessionView:
+        body = Body(number, 100 * SAMPLES, Faults(), to_read=0)
+        one = Entry(number, str(number), body, Playback(now - 50), True, now - 60, stage=Stage.LIVE)
+        if given_s is not None:
+            one.first_audio_s = 1.0
+            one.playback.give(0, now - 10)
+            one.playback.give(round((10 + given_s) * 16_000), now - 10)
+        one.look()
+        return one.view(Costs(), now + limits.settled_s)
+
+    def first(*sessions: SessionView) -> int:
+        work = plan(ServiceView(now, sessions, (), ()), limits)
+        assert work is not None
+        return work.sessions[0]
+
+    new, newer, short, long = entry(7, None), entry(8, None), entry(3, 2.0), entry(4, 9.0)
+    assert [s.starting for s in (new, newer, short, long)] == [True, True, False, False]
+    assert [s.playing for s in (new, newer, short, long)] == [False, False, True, True]
+    assert first(new, short, long) == 3
+    assert first(new, long) == 7
+    assert first(newer, new, long) == 7
+    assert first(newer, long) == 8
 
 
 def test_costs_follow_what_is_measured() -> None:

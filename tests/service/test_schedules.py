@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,6 +29,7 @@ LIMITS = [
                   lookahead_s=4 * TOKEN_S, pass_tokens=2 * WINDOW, burst=3),
     ServiceLimits(sessions=6, rows=2, queue=0, buffer_s=0.01, lookahead_s=0.01, pass_tokens=1, burst=1),
     ServiceLimits(sessions=2, rows=8, queue=9, buffer_s=1, lookahead_s=2, pass_tokens=100, burst=8),
+    ServiceLimits(sessions=5, rows=3, queue=3, buffer_s=1, lookahead_s=2, pass_tokens=2 * WINDOW, lanes=2),
 ]  # fmt: skip
 
 
@@ -56,6 +60,25 @@ class Listener:
             assert len(heard) == len(wanted)
 
 
+class Hangar(Executor):
+    """Lanes whose passes are done when the test says so."""
+
+    def __init__(self) -> None:
+        self.flights: list[tuple[Future[Any], Callable[[], Any]]] = []
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        flight: Future[Any] = Future()
+        self.flights.append((flight, partial(fn, *args, **kwargs)))
+        return flight
+
+    def land(self, index: int) -> None:
+        flight, work = self.flights.pop(index)
+        try:
+            flight.set_result(work())
+        except Exception as error:
+            flight.set_exception(error)
+
+
 class World:
     """One random schedule: a scheduler on the double, its listeners, and a clock of its own."""
 
@@ -65,9 +88,11 @@ class World:
         self.faults = Faults()
         self.engine = Engine(self.limits.rows, self.faults)
         self.now = 0.0
+        self.hangar = Hangar()
         self.core: Scheduler[Body] = Scheduler(
-            self.engine, self.limits, clock=self.clock, interrupted=lambda: bool(rng.random() < 0.2)
-        )
+            self.engine, self.limits, clock=self.clock, interrupted=lambda: bool(rng.random() < 0.2),
+            lanes=self.hangar if self.limits.lanes else None,
+        )  # fmt: skip
         self.listeners: list[Listener] = []
         self.seeds = iter(range(1, 1 << 30))
         self.leaving: list[Entry[Body]] = []
@@ -144,6 +169,8 @@ class World:
         for _ in range(actions):
             self.act()
             self.check()
+            if self.hangar.flights and self.rng.random() < 0.3:
+                self.hangar.land(int(self.rng.integers(len(self.hangar.flights))))
             self.core.cycle()
             self.check()
         self.faults.once.clear()
@@ -155,8 +182,12 @@ class World:
             worked = self.core.cycle()
             for one in self.listeners:
                 one.listen()
-            if not worked and not self.core.entries:
+            if self.hangar.flights and not worked:
+                self.hangar.land(0)
+            elif not worked and not self.core.entries:
                 break
+        assert not self.core.landing
+        assert not self.hangar.flights
         self.check()
         assert not self.core.entries, "a session never ended"
         assert not self.core.seats

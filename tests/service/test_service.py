@@ -106,6 +106,24 @@ def test_together_as_alone(service: Service, voice: np.ndarray, alone: Alone) ->
     assert metrics.flat()["first_audio_s_count"] == len(alone)
 
 
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_lanes_change_no_sample(
+    model: Model, voice: np.ndarray, alone: Alone, watched: None, lanes: int
+) -> None:
+    """Acoustic passes beside everything else: the same samples; whoever is cancelled waits for none of them."""
+    before = set(threading.enumerate())
+    with Service(model, ServiceLimits(rows=3, sessions=8, pass_tokens=200, lanes=lanes)) as service:
+        gone = submit(service, voice, 5, 3600)
+        tickets = {key: submit(service, voice, *key, realtime=bool(key[0] % 2)) for key in alone}
+        gone.take()
+        gone.cancel()
+        assert gone.take(0) == End("cancelled")
+        for key, ticket in tickets.items():
+            assert collect(ticket).tobytes() == alone[key].tobytes()
+        assert service.metrics().failed_total == {}
+    assert set(threading.enumerate()) == before, "a thread is left"
+
+
 def test_generate_many_yields_in_order(model: Model, voice: np.ndarray, alone: Alone) -> None:
     seeds = [4, 1, 2]
     spoken = list(model.generate_many([voice] * 3, seconds=5.0, seeds=seeds, together=2, **COMMON))  # type: ignore[arg-type]
