@@ -27,6 +27,7 @@ class Context:
     hours: float
     minutes: float
     part: str
+    settings: str
 
 
 def _voices(c: Context) -> None:
@@ -81,19 +82,25 @@ def _tokens(c: Context) -> None:
 def _language(c: Context) -> None:
     from .language import train
 
-    train.run(c.device, train.settings(), minutes=c.minutes)
+    train.run(c.device, train.settings(c.settings), minutes=c.minutes)
 
 
 def _judge_language(c: Context) -> None:
     from .language import judge, train
 
-    print(json.dumps(judge.run(train.settings()), indent=1))
+    print(json.dumps(judge.run(train.settings(c.settings)), indent=1))
 
 
 def _keep(c: Context) -> None:
     from . import weights
 
     weights.keep(c.part)
+
+
+def _listen(c: Context) -> None:
+    from . import listen
+
+    print(listen.run(c.data))
 
 
 def _voice(c: Context) -> None:
@@ -114,6 +121,7 @@ STAGES: dict[str, tuple[str, Callable[[Context], None]]] = {
     "language": ("train the Griffin language model on the tokens, at most --minutes", _language),
     "judge-language": ("nat per token below a Kneser-Ney 5-gram on held-out speech", _judge_language),
     "keep": ("copy the best weights of --part from the cache into recipes/trained", _keep),
+    "listen": ("a page to hear the demo bundle by, on held-out readers", _listen),
     "voice": ("the four parts as the demo bundle inside the package", _voice),
 }
 
@@ -134,6 +142,9 @@ def main() -> None:
     parser.add_argument("--hours", type=float, default=3.0, help="speech to synthesise (voices, tokens)")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop and save after (language)")
     parser.add_argument("--part", choices=("tokenizer", "codec", "language", "acoustic"), default="codec")
+    parser.add_argument(
+        "--settings", choices=("settings", "small"), default="settings", help="language model"
+    )
     given = parser.parse_args()
     import torch
 
@@ -143,7 +154,9 @@ def main() -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     config = json.loads(given.config.read_text(encoding="utf-8"))
     STAGES[given.stage][1](
-        Context(given.data, device, given.threads, config, given.hours, given.minutes, given.part)
+        Context(
+            given.data, device, given.threads, config, given.hours, given.minutes, given.part, given.settings
+        )
     )
 
 

@@ -15,7 +15,6 @@ from torch.nn import functional as F
 
 from speechssm.bundle.shapes import LMShape
 from speechssm.export.models.griffin import Griffin
-from speechssm.export.presets import PRESETS
 
 from .. import places
 from . import ngram, streams, train
@@ -37,7 +36,7 @@ def model_nats(model: Griffin, held: list[streams.Stream], most: int) -> float:
 
 def run(s: dict[str, Any], shape: LMShape | None = None, *, limit: int = 60) -> dict[str, Any]:
     """Measure the averaged weights, log and draw."""
-    shape = shape or PRESETS["demo"].lm
+    shape = shape or train.shape_of(s)
     model = Griffin(shape).eval()
     model.load_state_dict(places.load_tensors(train.folder() / "average.safetensors"))
     everything = streams.load()

@@ -33,9 +33,16 @@ def folder() -> Path:
     return places.cache("language")
 
 
-def settings() -> dict[str, Any]:
-    """The committed settings."""
-    return dict(json.loads((Path(__file__).parent / "settings.json").read_text(encoding="utf-8")))
+def settings(name: str = "settings") -> dict[str, Any]:
+    """The committed settings: ``settings`` for a GPU, ``small`` for an hour of one processor core."""
+    return dict(json.loads((Path(__file__).parent / f"{name}.json").read_text(encoding="utf-8")))
+
+
+def shape_of(s: dict[str, Any]) -> LMShape:
+    """The shape that the settings name, or the demo preset's."""
+    if "shape" not in s:
+        return PRESETS["demo"].lm
+    return LMShape.model_validate_json(json.dumps(s["shape"]))
 
 
 def loss(model: Griffin, tokens: Tensor) -> Tensor:
@@ -54,7 +61,7 @@ def rate(step: int, s: dict[str, Any]) -> float:
 
 def run(device: str, s: dict[str, Any], shape: LMShape | None = None, minutes: float = math.inf) -> Path:
     """Train to the configured number of steps or for ``minutes``; the path of the averaged weights."""
-    shape = shape or PRESETS["demo"].lm
+    shape = shape or shape_of(s)
     torch.manual_seed(s["seed"])
     source = streams.Source(streams.load(), s)
     model = Griffin(shape).to(device)

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from recipes import places, voice, weights
+import soundfile
+from recipes import listen, places, voice, weights
 
 import speechssm
+from speechssm.audio import read_audio
 from speechssm.export.parts import seeded_model
 from speechssm.export.presets import PRESETS
 
@@ -63,6 +65,26 @@ def test_the_voice_is_built_credited_and_becomes_where_weights_are_found(
         model_again.load_state_dict(found.parameters)
         for name, value in dict(weights.PARTS[part].weights(model_again)).items():
             np.testing.assert_allclose(value, again[name], rtol=2e-3, atol=2e-4, err_msg=name)
+
+
+def test_the_page_plays_every_version_of_every_prompt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    voice.build(rollout=8, threads=1)
+    prompt = read_audio(PROMPT)[: 2 * 16_000]
+    monkeypatch.setattr(listen, "prompts", lambda root, count: [("30-<1>", prompt)])
+    places.write_json(
+        places.cache("system") / "minutes.json", [{"minute": 1, "similarity": 0.71, "dnsmos": None}]
+    )
+    page = listen.run(tmp_path, tmp_path / "page", seconds=1.0).read_text(encoding="utf-8")
+    assert "<th>30-&lt;1&gt;</th>" in page
+    assert "<td>0.71</td><td>-</td>" in page
+    for kind in listen.KINDS:
+        heard, rate_hz = soundfile.read(tmp_path / "page" / f"30-<1>-{kind.name}.ogg")
+        assert rate_hz == 16_000
+        assert len(heard) == (16_000 if kind.name == "continuation" else len(prompt))
+        assert (tmp_path / "page" / f"30-<1>-{kind.name}.png").stat().st_size > 1000
+    assert "http" not in page, "nothing is fetched"
 
 
 def test_a_voice_with_a_part_missing_names_it() -> None:
