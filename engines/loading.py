@@ -15,7 +15,9 @@ class BundleGraphs:
     """Opens a bundle's graphs on ONNX Runtime. Thread-safe.
 
     Opening lazily matters for the prefill graph: at ``2b`` it is a second copy of the weights in
-    memory, needed only while prompts are read.
+    memory, needed only while prompts are read. The two cannot share one: each session repacks its weights for
+    its kernels, and the container through which sessions share such copies is not in the Python API of ONNX
+    Runtime (1.32). Without repacking a product of one row takes another path, so S1 would no longer hold.
     """
 
     def __init__(self, bundle: Bundle, options: OrtOptions | None = None) -> None:

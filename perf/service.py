@@ -1,5 +1,6 @@
 """What many sessions at once cost and gain, on the machine this runs on.
 
+    python -m speechssm.perf.service alone BUNDLE      one session: first audio, real-time factor
     python -m speechssm.perf.service together BUNDLE   co-scheduled against one after another, bits compared
     python -m speechssm.perf.service decode BUNDLE     gaps between a session's tokens, alone and beside prompts
     python -m speechssm.perf.service load BUNDLE       N real-time listeners: first audio, gaps, underruns
@@ -26,6 +27,7 @@ import numpy as np
 import speechssm
 from speechssm.axes import SAMPLE_RATE_HZ
 from speechssm.errors import CapacityError
+from speechssm.runtime.acoustic import SCHEDULES
 from speechssm.runtime.lm import LMRows
 from speechssm.runtime.model import Model
 from speechssm.runtime.service.limits import ServiceLimits
@@ -38,6 +40,38 @@ from .soak import prompt
 
 EVERY_S = 10.0
 """Seconds between two arrivals of a load."""
+
+
+def alone(model: Model, seconds: float, repeats: int = 5) -> dict[str, Any]:
+    """One session by schedule: first audio from ``open`` with the ramp, and the real-time factor of ``seconds``.
+
+    A 3 s prompt, every graph open already. Medians of ``repeats`` for the first audio, in turns.
+    """
+    said = prompt(3.0, 0)
+    first: dict[str, list[float]] = {name: [] for name in SCHEDULES}
+    for repeat in range(repeats + 1):
+        for name in SCHEDULES:
+            started = time.perf_counter()
+            options: dict[str, Any] = {"rate_hz": SAMPLE_RATE_HZ, "schedule": name, "seed": repeat}
+            with model.open(said, ramp=True, **options) as session:
+                next(session.stream(10.0))
+                if repeat:  # the first opens the graphs
+                    first[name].append(time.perf_counter() - started)
+    found: dict[str, Any] = {}
+    for name in SCHEDULES:
+        wall, cpu = time.perf_counter(), time.process_time()
+        speech = model.generate(said, seconds=seconds, seed=0, rate_hz=SAMPLE_RATE_HZ, schedule=name)
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        found[name] = {
+            "first_audio_s": statistics.median(first[name]),
+            "first_audio_largest_s": max(first[name]),
+            "rtf": wall / seconds,
+            "cpu_s_per_s": cpu / seconds,
+            "lm_s": speech.stats.lm_s,
+            "acoustic_s": speech.stats.acoustic_s,
+            "codec_s": speech.stats.codec_s,
+        }
+    return found
 
 
 def together(model: Model, sessions: int, seconds: float, schedule: str) -> dict[str, Any]:
@@ -263,11 +297,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("together", "steps", "decode", "load", "bisect"))
+    parser.add_argument("what", choices=("alone", "together", "steps", "decode", "load", "bisect"))
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--sessions", type=int, default=16)
     parser.add_argument(
-        "--seconds", type=float, default=30.0, help="speech of each session (together, decode)"
+        "--seconds", type=float, default=30.0, help="speech of each session (alone, together, decode)"
     )
     parser.add_argument("--minutes", type=float, default=5.0, help="length of a load")
     parser.add_argument("--schedule", default="default", choices=("default", "fast"))
@@ -281,7 +315,9 @@ def main() -> None:
     given = parser.parse_args()
     model = speechssm.load(given.bundle, threads=given.threads)
     report: dict[str, Any]
-    if given.what == "together":
+    if given.what == "alone":
+        report = alone(model, given.seconds)
+    elif given.what == "together":
         report = together(model, given.sessions, given.seconds, given.schedule)
     elif given.what == "steps":
         report = steps(model, given.sessions)

@@ -23,6 +23,14 @@ def test_together_compares_the_bits(tiny_bundle: Path) -> None:
     assert report["lm_s_alone"] > 0
 
 
+def test_one_session_is_timed_by_schedule(tiny_bundle: Path) -> None:
+    report = perf.alone(speechssm.load(tiny_bundle, threads=1), 1.0, repeats=1)
+    assert report.keys() == {"default", "fast"}
+    for one in report.values():
+        assert 0 < one["first_audio_s"] <= one["first_audio_largest_s"]
+        assert 0 < one["lm_s"] + one["acoustic_s"] + one["codec_s"] < one["rtf"] * 1.0
+
+
 def test_a_short_load(tiny_bundle: Path) -> None:
     load = perf.load(speechssm.load(tiny_bundle, threads=1), 2, 0.05, "fast", ramp=True)
     assert load["refused"] == 0
