@@ -33,10 +33,10 @@ else
 endif
 
 test: $(READY)
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --dist worksteal --durations 15
 
 test-slow: $(READY)
-	$(BIN)/pytest -n 2 -m "slow and not gpu and not rtx"
+	$(BIN)/pytest -n 2 --dist worksteal --durations 15 -m "slow and not gpu and not rtx"
 
 bench: $(READY)
 	$(BIN)/python -m speechssm.perf.host

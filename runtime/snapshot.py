@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy as np
 
 from speechssm.bundle import limits, tensors
 from speechssm.errors import BundleError, SnapshotError
+from speechssm.uninterrupted import run_uninterrupted
 
 from .frozen import SCHEMA, Frozen
 
@@ -37,7 +37,7 @@ def write_snapshot(path: Path, frozen: Frozen, digest: str) -> Path:
         "session": json.dumps(frozen.meta, separators=(",", ":"), sort_keys=True),
     }
     try:
-        _uninterrupted(lambda: _write(path, frozen, specs, metadata))
+        run_uninterrupted(lambda: _write(path, frozen, specs, metadata))
     except (OSError, ValueError) as error:
         raise SnapshotError(
             f"cannot write the snapshot {path}: {getattr(error, 'strerror', None) or error}; give another place"
@@ -56,29 +56,6 @@ def _write(
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
-
-
-def _uninterrupted(work: Callable[[], None]) -> None:
-    """Run ``work`` in a thread of its own, because only the main thread can be interrupted.
-
-    A Ctrl-C in the middle waits for it, so that no temporary file and no open handle is left.
-    """
-    failed: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            work()
-        except BaseException as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=run, name="write snapshot")
-    thread.start()
-    try:
-        thread.join()
-    finally:
-        thread.join()
-    if failed:
-        raise failed[0]
 
 
 def read_snapshot(path: Path, digest: str, state_bytes: int = limits.STATE_BYTES) -> Frozen:

@@ -231,7 +231,7 @@ def snapshot(rng: random.Random, bundle: Path, folder: Path) -> str:
     except SnapshotError as error:
         return refused(error, path)
     with session:
-        if rng.random() < 0.9:
+        if rng.random() < 0.97:
             return "restored"
         try:
             for piece, _ in zip(session.resume(), range(2), strict=False):

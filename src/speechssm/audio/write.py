@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from speechssm.axes import SAMPLE_RATE_HZ
 from speechssm.errors import AudioError
+from speechssm.uninterrupted import run_uninterrupted
 
 from .read import Sequential
 
@@ -79,7 +80,7 @@ class AudioWriter:
         self._samples = 0
         self._good_bytes = 0  # size after the last piece that was written whole
         self._failed = False
-        self._kept: bool | None = None  # None while open
+        self._kept: bool | None = False  # None while open
         self._problem: AudioError | None = None
         self._closing = threading.Lock()
         if not 1 <= sample_rate_hz <= MAX_RATE_HZ:
@@ -97,16 +98,18 @@ class AudioWriter:
         self._format = FORMATS[self._target.suffix.lower()]
         if not plain:
             raise AudioError(f"{self._shown} exists and is not a file; give another name.")
-        self._handle, self._temporary = self._create()
         try:
-            self._file = Sequential(
-                self._handle, "w", self._rate_hz, 1, "PCM_16", format=self._format, closefd=False
-            )
-        except soundfile.SoundFileError as error:
-            reason = _why_full(self._handle)
-            os.close(self._handle)
-            self._temporary.unlink()
-            raise AudioError(f"{self._shown} cannot be written: {reason}. Choose another place.") from error
+            run_uninterrupted(self._open)
+        except BaseException:
+            self._forget()
+            raise
+
+    def __del__(self) -> None:
+        """Discard what nobody finished: the interruption that lost the writer lost it between two calls."""
+        try:  # noqa: SIM105 - contextlib may be gone when the interpreter ends
+            self._forget()
+        except Exception:
+            pass
 
     @property
     def path(self) -> Path:
@@ -155,15 +158,8 @@ class AudioWriter:
                 with ``keep_partial`` and all but the end could be saved.
         """
         if self._kept is None:
-            # In a thread of its own, because only the main thread can be interrupted: a Ctrl-C here waits
-            # for a finished file, and calling close again after it is safe.
-            worker = threading.Thread(target=self._finish, args=(keep,), name="finish audio file")
-            try:
-                worker.start()
-            except RuntimeError:  # no more threads, or the interpreter is shutting down
-                self._finish(keep)
-            else:
-                worker.join()
+            # A Ctrl-C here waits for a finished file; calling close again after it is safe.
+            run_uninterrupted(lambda: self._finish(keep))
         problem, self._problem = self._problem, None
         if problem is not None:
             raise problem
@@ -189,6 +185,24 @@ class AudioWriter:
             if error is None:
                 raise
             error.add_note(str(problem))
+
+    def _open(self) -> None:
+        """Make the temporary file and libsndfile's side of it, or neither."""
+        handle, temporary = self._create()
+        try:
+            file = Sequential(handle, "w", self._rate_hz, 1, "PCM_16", format=self._format, closefd=False)
+        except soundfile.SoundFileError as error:
+            reason = _why_full(handle)
+            os.close(handle)
+            temporary.unlink()
+            raise AudioError(f"{self._shown} cannot be written: {reason}. Choose another place.") from error
+        self._handle, self._temporary, self._file = handle, temporary, file
+        self._kept = None
+
+    def _forget(self) -> None:
+        """Discard the file here and now; a thread could not be waited for when the interpreter ends."""
+        if self._kept is None:
+            self._finish(False)
 
     def _create(self) -> tuple[int, Path]:
         """Make a new temporary file beside the target, its name ours alone."""

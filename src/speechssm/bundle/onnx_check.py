@@ -394,7 +394,10 @@ class _Walk:
         return parts["key"], parts["value"]
 
     def _scan(self, span: Span, message: wire.Message) -> Iterator[tuple[str, int | Span]]:
-        return wire.scan(self.raw, span, message, self.budget)
+        for name, value in wire.scan(self.raw, span, message, self.budget):
+            if name == "metadata_props":
+                self._entry(_span(value))  # it says nothing here, but parsers read it
+            yield name, value
 
     def _only(self, span: Span, message: wire.Message, wanted: str) -> Iterator[tuple[str, int | Span]]:
         return (part for part in self._scan(span, message) if part[0] == wanted)
