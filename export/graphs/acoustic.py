@@ -50,12 +50,11 @@ from .code_sampler import choose_code
 PART = "acoustic"
 """The bundle part whose safetensors file holds the weights."""
 NORM_EPS = 1e-5
-FAR = np.float32(-1e9)
-"""Added to the scores of keys out of reach."""
+LARGEST = np.finfo(np.float32).max
 FLOOR = np.float32(-40)
 """Lowest score of a key, beside the best of the prompt's: a weight below 1e-17 that is no denormal number."""
-BLOCK = 50
-"""Queries of one block of window attention."""
+BLOCK = 100
+"""Most queries of one block of window attention; every bucket is a multiple of it."""
 
 
 def build_acoustic_prompt(shape: AcousticShape, stored: int = FLOAT) -> GraphBuilder:
@@ -317,8 +316,8 @@ class _Reach:
 
     ``frames`` is [f] and need not be a multiple of a block; N blocks, r = block + 2 radius keys each. Shared by
     all layers: ``near`` (N,r) is the frame of each key, one inside the window where there is none; ``heard``
-    (N, p + r) the same into prompt and window; ``mask`` (N,block,r) is 0 where a key is a frame of the window
-    at most ``radius`` away, else FAR.
+    (N, p + r) the same into prompt and window; ``cap`` (N,block,r) is the highest score a key
+    may have: any where it is a frame of the window at most ``radius`` away, else none.
     """
 
     nodes: _Nodes
@@ -328,7 +327,7 @@ class _Reach:
     missing: str
     near: str
     heard: str
-    mask: str
+    cap: str
 
     @staticmethod
     def of(nodes: _Nodes, frames: str, radius: int) -> _Reach:
@@ -348,28 +347,42 @@ class _Reach:
         close = g.op(
             "And", g.op("Unsqueeze", real, g.const([1])), g.const((away >= 0) & (away <= 2 * radius))
         )
-        mask = g.op("Where", close, g.const(np.float32(0)), g.const(FAR))
+        cap = g.op("Where", close, g.const(LARGEST), g.const(-LARGEST))
         near = g.op("Where", real, key, g.const(np.int64(0)))
         prompt = nodes.shape.prompt_frames
         told = g.op("Expand", g.const(np.arange(prompt)), g.op("Concat", blocks, g.const([prompt]), axis=0))
         heard = g.op("Concat", told, g.op("Add", near, g.const(np.int64(prompt))), axis=1)
-        return _Reach(nodes, frames, blocks, block, missing, near, heard, mask)
+        return _Reach(nodes, frames, blocks, block, missing, near, heard, cap)
 
     def attend(self, q: str, turned_q: str, told_k: str, turned_k: str, v: str) -> str:
-        """As :meth:`_Nodes._whole`."""
+        """As :meth:`_Nodes._whole`, one head after another: the scores of one stay near the processor."""
         g, s = self.nodes.g, self.nodes.shape
-        told = g.op("MatMul", self._whole_blocks(q), told_k)
-        told = g.op("Reshape", told, g.const([0, 0, -1, self.block, s.prompt_frames]))
-        queries = g.op("Reshape", self._whole_blocks(turned_q), g.const([0, 0, -1, self.block, s.head_dim]))
-        keys = g.op("Transpose", g.op("Gather", turned_k, self.near, axis=2), perm=[0, 1, 2, 4, 3])
-        local = g.op("Add", g.op("MatMul", queries, keys), self.mask)
+        near_k = g.op("Gather", turned_k, self.near, axis=2)
+        near_v = g.op("Gather", v, self.heard, axis=2)
+        given = (self._whole_blocks(q), self._whole_blocks(turned_q), told_k, near_k, near_v)
+        if s.heads == 1:
+            heads = [given]
+        else:
+            apart = (g.ops("Split", one, outputs=s.heads, axis=1, num_outputs=s.heads) for one in given)
+            heads = list(zip(*apart, strict=True))
+        mixed = [self._head(*head) for head in heads]
+        y = mixed[0] if s.heads == 1 else g.op("Concat", *mixed, axis=1)
+        y = g.op("Reshape", y, g.const([0, 0, -1, s.head_dim]))
+        return g.op("Slice", y, g.const([0]), self.frames, g.const([2]))
+
+    def _head(self, q: str, turned_q: str, told_k: str, near_k: str, near_v: str) -> str:
+        """Queries plain and turned (b,1,N block,k), keys (b,1,k,p) and (b,1,N,r,k), values (b,1,N,p+r,k) ->
+        (b,1,N,block,k)."""
+        g, s = self.nodes.g, self.nodes.shape
+        told = g.op("Reshape", g.op("MatMul", q, told_k), g.const([0, 0, -1, self.block, s.prompt_frames]))
+        queries = g.op("Reshape", turned_q, g.const([0, 0, -1, self.block, s.head_dim]))
+        keys = g.op("Transpose", near_k, perm=[0, 1, 2, 4, 3])
+        local = g.op("Min", g.op("MatMul", queries, keys), self.cap)
         # The exponential of a score far below its row's best is a denormal number, which made Softmax five
         # times as slow. This floor keeps it normal, and still too small to change any float32 sum.
         floor = g.op("Add", g.op("ReduceMax", told, g.const([-1])), g.const(FLOOR))
         scores = g.op("Concat", told, g.op("Max", local, floor), axis=-1)
-        y = g.op("MatMul", g.op("Softmax", scores, axis=-1), g.op("Gather", v, self.heard, axis=2))
-        y = g.op("Reshape", y, g.const([0, 0, -1, s.head_dim]))
-        return g.op("Slice", y, g.const([0]), self.frames, g.const([2]))
+        return g.op("MatMul", g.op("Softmax", scores, axis=-1), near_v)
 
     def _whole_blocks(self, x: str) -> str:
         """(b,h,f,k) with as many frames of zeros behind as the last block lacks."""
