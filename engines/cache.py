@@ -1,11 +1,11 @@
 """A folder of built engines: found by key, checked by digest, written whole or not at all.
 
-    CACHE/<key digest>/engine.bin     what the vendor's builder made
-    CACHE/<key digest>/record.json    its key, digest and size
+    CACHE/<key digest>/engine.bin     what the vendor's builder made (model.onnx, weights.bin for ONNX Runtime)
+    CACHE/<key digest>/record.json    its key, and digest and size of each file
 
 An engine is executable code, so one is given out only when its bytes are those its record names. A record
 that cannot be read, or an engine that does not match it, is never loaded and never deleted silently:
-:func:`explain` says what is wrong and what to run.
+``speechssm explain`` says what is wrong and what to run.
 """
 
 from __future__ import annotations
@@ -18,16 +18,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import Field, NonNegativeInt, ValidationError
+from pydantic import Field, ValidationError
 
+from speechssm.bundle.manifest import FileEntry, FileName
 from speechssm.bundle.reader import sha256
 from speechssm.bundle.shapes import Shape
 from speechssm.errors import EngineError
 
-from .key import Digest, EngineKey
+from .key import EngineKey, Flavour
 
 RECORD = "record.json"
 ENGINE = "engine.bin"
+MAIN: dict[Flavour, str] = {"tensorrt": ENGINE, "tensorrt-rtx": ENGINE, "onnxruntime-cuda": "model.onnx"}
+"""The file that is opened, by who opens it."""
 RECORD_BYTES = 1 << 20
 """Largest record that is read."""
 LOCK_SECONDS = 3600.0
@@ -38,11 +41,15 @@ class Record(Shape):
     """What is known of one built engine."""
 
     key: EngineKey
-    sha256: Digest
-    size_bytes: NonNegativeInt
+    files: dict[FileName, FileEntry]
     speechssm: str
     layers: dict[str, int] = Field(default_factory=dict)
     """Layer kinds and their number, as the builder reported them."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the engine."""
+        return sum(entry.size_bytes for entry in self.files.values())
 
 
 @dataclass(frozen=True)
@@ -69,12 +76,16 @@ def find(cache: Path, wanted: EngineKey) -> Verdict:
     differences = wanted.differences(record.key)
     if differences:
         return Verdict(None, tuple(f"{folder.name}: {d}" for d in differences))
-    engine = folder / ENGINE
-    if engine.is_symlink() or not engine.is_file() or engine.stat().st_size != record.size_bytes:
-        return Verdict(None, (f"{engine} is missing, a link, or of another size than its record says",))
-    if sha256(engine) != record.sha256:
-        return Verdict(None, (f"{engine} was altered after it was built: its sha256 is not the record's",))
-    return Verdict(engine, ())
+    main = MAIN[record.key.flavour]
+    if main not in record.files:
+        return Verdict(None, (f"{folder / RECORD} is damaged: it does not list {main}",))
+    for name, entry in record.files.items():
+        path = folder / name
+        if path.is_symlink() or not path.is_file() or path.stat().st_size != entry.size_bytes:
+            return Verdict(None, (f"{path} is missing, a link, or of another size than its record says",))
+        if sha256(path) != entry.sha256:
+            return Verdict(None, (f"{path} was altered after it was built: its sha256 is not the record's",))
+    return Verdict(folder / main, ())
 
 
 def read_record(folder: Path) -> tuple[Record | None, str]:
@@ -94,12 +105,8 @@ def read_record(folder: Path) -> tuple[Record | None, str]:
         return None, f"{path} is damaged: {'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
-def explain(cache: Path) -> Iterator[str]:
+def list_engines(cache: Path) -> Iterator[str]:
     """One line for every engine in ``cache``: what it is, and whether its bytes are those of its record."""
-    if not cache.is_dir():
-        raise EngineError(
-            f"there is no engine cache at {cache}: make one with 'speechssm build BUNDLE -o {cache}'"
-        )
     for folder in sorted(p for p in cache.iterdir() if p.is_dir() and not p.name.startswith(".")):
         record, problem = read_record(folder)
         if record is None:
@@ -113,10 +120,10 @@ def explain(cache: Path) -> Iterator[str]:
 
 
 def build_once(cache: Path, key: EngineKey, build: Callable[[Path], dict[str, int]], version: str) -> Path:
-    """The engine for ``key``, built by ``build(path)`` if it is not there; two builders give one result.
+    """The engine for ``key``, built by ``build(folder)`` if it is not there; two builders give one result.
 
-    ``build`` writes the engine file and returns its layer counts. A build that fails or is killed leaves
-    nothing that will be found. Raises EngineError when the cache cannot be written to.
+    ``build`` writes the engine's files into the folder and returns its layer counts. A build that fails or
+    is killed leaves nothing that will be found. Raises EngineError when the cache cannot be written to.
     """
     found = find(cache, key)
     if found.engine is not None:
@@ -134,11 +141,12 @@ def _build(cache: Path, key: EngineKey, build: Callable[[Path], dict[str, int]],
     work = Path(tempfile.mkdtemp(prefix=f".{key.digest()}.", suffix=".partial", dir=cache))
     target = cache / key.digest()
     try:
-        layers = build(work / ENGINE)
-        size = (work / ENGINE).stat().st_size
-        record = Record(
-            key=key, sha256=sha256(work / ENGINE), size_bytes=size, speechssm=version, layers=layers
-        )
+        layers = build(work)
+        files = {
+            path.name: FileEntry(sha256=sha256(path), size_bytes=path.stat().st_size)
+            for path in sorted(work.iterdir())
+        }
+        record = Record(key=key, files=files, speechssm=version, layers=layers)
         (work / RECORD).write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
         if target.exists():
             # A folder is there that find() refused: it is put aside, not mixed with the new files.
@@ -147,7 +155,7 @@ def _build(cache: Path, key: EngineKey, build: Callable[[Path], dict[str, int]],
         shutil.rmtree(work.with_suffix(".refused"), ignore_errors=True)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    return target / ENGINE
+    return target / MAIN[key.flavour]
 
 
 def _nearest(cache: Path, wanted: EngineKey) -> tuple[str, ...]:

@@ -15,11 +15,11 @@ from typing import Any, Literal
 import numpy as np
 
 from speechssm.bundle import GraphEntry
-from speechssm.bundle.manifest import Value
 from speechssm.bundle.onnx_check import check_graph
 from speechssm.errors import EngineError, SettingsError
 
-from .protocol import Array, Bindings, as_dtype
+from .checks import check_array, check_names
+from .protocol import Array, Bindings
 
 Provider = Literal["cpu", "cuda"]
 PROVIDERS: dict[str, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -67,7 +67,7 @@ class OrtGraph:
         self.name = name
         self.entry = entry
         self._ort = import_onnxruntime()
-        check_graph(path, entry)
+        self._check_file(path)
         self._session: Any = self._open(path, options)
         self._check_signature()
         granted = self._session.get_providers()
@@ -79,7 +79,6 @@ class OrtGraph:
                 "onnxruntime beside it, with CUDA 13 and cuDNN 9, and check 'speechssm doctor'"
             )
         self.provider: str = wanted
-        self._device = "cuda" if options.provider == "cuda" else "cpu"
 
     def _open(self, path: Path, options: OrtOptions) -> Any:
         ort = self._ort
@@ -93,13 +92,24 @@ class OrtGraph:
         )
         if options.custom_ops is not None:
             settings.register_custom_ops_library(str(options.custom_ops))
-        providers = [PROVIDERS[options.provider]]
+        providers = [self._provider(options)]
         if options.provider != "cpu":
             providers.append(PROVIDERS["cpu"])
         try:
             return ort.InferenceSession(str(path), settings, providers=providers)
         except Exception as error:  # ONNX Runtime raises its own family of exceptions, all from Exception
-            raise EngineError(f"ONNX Runtime cannot load {path}: {_first_line(error)}") from error
+            raise EngineError(f"ONNX Runtime cannot load {path}: {first_line(error)}") from error
+
+    def _check_file(self, path: Path) -> None:
+        check_graph(path, self.entry)
+
+    def _provider(self, options: OrtOptions) -> Any:
+        """What ONNX Runtime is told of the provider: its name, or its name and settings."""
+        return PROVIDERS[options.provider]
+
+    def _run_options(self) -> Any:
+        """Options of a call, None for ONNX Runtime's own."""
+        return None
 
     def _check_signature(self) -> None:
         for kind, declared, found in (
@@ -122,6 +132,12 @@ class OrtGraph:
                         f"{wanted[name].dtype} of rank {len(wanted[name].axes)} in the manifest"
                     )
 
+    aliased: frozenset[str] = frozenset()
+
+    def zeros(self, shape: Sequence[int], dtype: str) -> Array:
+        """See :class:`Graph`: plain memory, which ONNX Runtime shares with numpy."""
+        return np.zeros(shape, dtype)
+
     def bind(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> Bindings:
         """See :class:`Graph`. On CUDA the host buffers are copied in and out by ONNX Runtime."""
         binding = self._live().io_binding()
@@ -131,10 +147,10 @@ class OrtGraph:
             (self.entry.inputs, inputs, binding.bind_ortvalue_input),
             (self.entry.outputs, outputs, binding.bind_ortvalue_output),
         ):
-            _check_names(self.name, values, given)
+            check_names(self.name, values, given)
             for value in values:
                 array = given[value.name]
-                _check_array(self.name, value, array, sizes)
+                check_array(self.name, value, array, sizes)
                 tied = self._ort.OrtValue.ortvalue_from_numpy(array)
                 keep.append(tied)
                 attach(value.name, tied)
@@ -148,25 +164,25 @@ class OrtGraph:
         except EngineError:
             raise
         except Exception as error:
-            raise EngineError(f"graph {self.name} failed: {_first_line(error)}") from error
+            raise EngineError(f"graph {self.name} failed: {first_line(error)}") from error
 
     def call(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
         """See :class:`Graph`."""
-        _check_names(self.name, self.entry.inputs, inputs)
+        check_names(self.name, self.entry.inputs, inputs)
         sizes: dict[str, int] = {}
         feeds = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in inputs.items()}
         for value in self.entry.inputs:
-            _check_array(self.name, value, feeds[value.name], sizes)
+            check_array(self.name, value, feeds[value.name], sizes)
         try:
-            results: list[Array] = self._live().run(list(outputs), feeds)
+            results: list[Array] = self._live().run(list(outputs), feeds, self._run_options())
         except EngineError:
             raise
         except Exception as error:
-            raise EngineError(f"graph {self.name} failed: {_first_line(error)}") from error
+            raise EngineError(f"graph {self.name} failed: {first_line(error)}") from error
         declared = {v.name: v for v in self.entry.outputs}
         for name, array in zip(outputs, results, strict=True):
             # A graph may compute another shape than it declares; nobody behind here looks again.
-            _check_array(self.name, declared[name], array, sizes)
+            check_array(self.name, declared[name], array, sizes)
         return results
 
     def close(self) -> None:
@@ -196,28 +212,8 @@ _ORT_TYPES = {
 }
 
 
-def _check_names(graph: str, values: Sequence[Value], given: Mapping[str, Array]) -> None:
-    names = {v.name for v in values}
-    if names != given.keys():
-        odd = sorted(names ^ given.keys())
-        what = "is missing" if odd[0] in names else "is not of this graph"
-        raise EngineError(f"graph {graph}: {odd[0]} {what}")
-
-
-def _check_array(graph: str, value: Value, array: Array, sizes: dict[str, int]) -> None:
-    """Type, layout and axes; ``sizes`` remembers what each axis letter stands for in this call."""
-    if array.dtype != as_dtype(value.dtype) or not array.flags.c_contiguous or array.ndim != len(value.axes):
-        raise EngineError(
-            f"graph {graph}: {value.name} must be C-contiguous {value.dtype} of rank {len(value.axes)}, "
-            f"got {array.dtype} of rank {array.ndim}"
-        )
-    for axis, size in zip(value.axes, array.shape, strict=True):
-        wanted = axis if isinstance(axis, int) else sizes.setdefault(axis, size)
-        if size != wanted:
-            raise EngineError(f"graph {graph}: {value.name} has {size} along {axis}, expected {wanted}")
-
-
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The first line of an error's text, or its type."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 

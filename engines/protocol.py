@@ -35,6 +35,16 @@ class Graph(Protocol):
     def provider(self) -> str:
         """The execution provider that really runs it, such as ``CPUExecutionProvider``."""
 
+    @property
+    def aliased(self) -> frozenset[str]:
+        """State tensors whose output must be bound to the very buffer of their input: updated in place."""
+
+    def zeros(self, shape: Sequence[int], dtype: str) -> Array:
+        """A zeroed array where this engine reads and writes fastest, which the host may read and write too.
+
+        Any array can be bound; one from here is used where it lies and never copied.
+        """
+
     def bind(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> Bindings:
         """Tie every input and output to a C-contiguous buffer that the caller fills and reads.
 

@@ -38,6 +38,11 @@ class NoEngine:
 
     name = "lm_step"
     provider = "none"
+    aliased: frozenset[str] = frozenset()
+
+    def zeros(self, shape: Sequence[int], dtype: str) -> Array:
+        """Plain memory."""
+        return np.zeros(shape, dtype)
 
     def bind(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> Bindings:
         """Keep the outputs; their zeros stand for token 0 and a healthy row."""

@@ -73,17 +73,19 @@ class LMRows:
     def __init__(self, lm: LanguageModel, rows: int) -> None:
         self.lm = lm
         self.rows = rows
-        self.state = StateBuffers(lm.schema, rows)
-        self.active = np.zeros(rows, np.bool_)
+        zeros = lm.step.zeros
+        self.state = StateBuffers(lm.schema, rows, zeros, lm.step.aliased)
+        self.active = zeros((rows,), "bool")
         """Mask (b) of the rows the next step advances; the caller sets it."""
-        self._token = np.zeros(rows, np.int64)
-        self._temperature = np.ones(rows, np.float32)
-        self._top_k = np.zeros(rows, np.int64)
-        self._top_p = np.ones(rows, np.float32)
-        self._uniform = np.zeros(rows, np.float32)
-        self._token_out = np.zeros(rows, np.int64)
-        self._logprob = np.zeros(rows, np.float32)
-        self._health = np.zeros(rows, np.float32)
+        self._token = zeros((rows,), "int64")
+        self._temperature = zeros((rows,), "float32")
+        self._top_k = zeros((rows,), "int64")
+        self._top_p = zeros((rows,), "float32")
+        self._uniform = zeros((rows,), "float32")
+        self._token_out = zeros((rows,), "int64")
+        self._logprob = zeros((rows,), "float32")
+        self._health = zeros((rows,), "float32")
+        self._temperature[:] = self._top_p[:] = 1
         self._seeds = [0] * rows
         self._samplers = [SamplerSettings()] * rows
         self._drawn = np.zeros(rows, np.int64)

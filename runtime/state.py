@@ -1,12 +1,13 @@
 """The recurrent state of b rows: plain arrays, two sets of them.
 
-A step reads one set and writes the other (ping-pong), because no engine promises that an output may
-alias an input. Between steps the *current* set is the truth; rows are zeroed, saved and loaded there.
+A step reads one set and writes the other (ping-pong), because few engines promise that an output may
+alias an input; a tensor for which one does is the same array in both sets. Between steps the *current*
+set is the truth; rows are zeroed, saved and loaded there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,14 +22,26 @@ RowState = dict[str, Array]
 
 
 class StateBuffers:
-    """State of ``rows`` (b) rows for the tensors of ``schema``."""
+    """State of ``rows`` (b) rows for the tensors of ``schema``.
 
-    def __init__(self, schema: Sequence[StateTensor], rows: int) -> None:
+    ``zeros`` makes the arrays where the engine wants them; ``aliased`` names those it updates in place.
+    """
+
+    def __init__(
+        self,
+        schema: Sequence[StateTensor],
+        rows: int,
+        zeros: Callable[[Sequence[int], str], Array] = np.zeros,
+        aliased: Collection[str] = (),
+    ) -> None:
         self.schema = tuple(schema)
         self.rows = rows
-        self.sets = tuple(
-            {s.name: np.zeros((rows, *s.shape), s.dtype) for s in self.schema} for _ in range(2)
-        )
+        first = {s.name: zeros((rows, *s.shape), s.dtype) for s in self.schema}
+        second = {
+            s.name: first[s.name] if s.name in aliased else zeros((rows, *s.shape), s.dtype)
+            for s in self.schema
+        }
+        self.sets = first, second
         self.parity = 0
 
     @property

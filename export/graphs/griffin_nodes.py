@@ -123,22 +123,9 @@ class Nodes:
         i, r = (g.op("Reshape", half, g.const([-1, s.lru_width])) for half in halves)
         return i, r
 
-    def lru_coefficients(self, u: str, name: str, first: str) -> tuple[str, str]:
-        """u (r,e), first (r,1) bool -> a_t and sqrt(1 - a_t^2) i_t u_t, both (r,e).
-
-        c = -8 softplus(decay) is folded at export.
-        """
-        g = self.g
-        i, r = (g.op("Sigmoid", gate) for gate in self.gates(u, name))
-        log_a = g.op("Mul", r, self.vector(f"{name}.log_decay", self.shape.lru_width))
-        zero, one = g.const(np.float32(0)), g.const(np.float32(1))
-        a = g.op("Where", first, zero, g.op("Exp", log_a))
-        # 1 - a^2 = -expm1(2 log a) = -2 T / (1 - T) with T = tanh(log a): exact to a rounding where a is
-        # near 1, where subtracting a^2 from 1 would lose half of the digits.
-        t = g.op("Tanh", log_a)
-        complement = g.op("Div", g.op("Mul", t, g.const(np.float32(-2))), g.op("Sub", one, t))
-        factor = g.op("Where", first, one, g.op("Sqrt", complement))
-        return a, g.op("Mul", factor, g.op("Mul", i, u))
+    def decay(self, name: str) -> str:
+        """-8 softplus(Lambda), (e), folded at export."""
+        return self.vector(f"{name}.log_decay", self.shape.lru_width)
 
     def conv(self, taps: list[str], name: str) -> str:
         """Four taps (r,e), oldest first -> (r,e), in one fixed order of additions."""
@@ -149,10 +136,6 @@ class Nodes:
         return y
 
     # one token for each stream
-
-    def lru_step(self, a: str, x: str, state: str) -> str:
-        """h = a h + x on (b,e)."""
-        return self.g.op("Add", self.g.op("Mul", a, state), x)
 
     def attend(self, q: str, k: str, v: str, key: str, value: str, position: str) -> tuple[str, str]:
         """q (b,h*k), k and v (b,g,1,k), rings (b,w,g,k), position (b,1) -> (b,h*k) and the raw scores.

@@ -1,8 +1,9 @@
 """The two graphs of the language model: ``lm_step`` (one token, sampled) and ``lm_chunk`` (prefill).
 
 Both read and write the same state (:func:`speechssm.export.models.griffin.lm_state`). The chunk graph
-keeps dense layers batched over t x b rows, time-major, and runs the recurrence and the attention as
-Scans over tokens whose bodies are the step graph's own nodes.
+keeps dense layers batched over t x b rows, time-major, and runs the attention as a Scan over tokens whose
+body is the step graph's own nodes. The recurrence is one node of the domain ``speechssm``
+(:mod:`.rglru_function`): a function of standard operators, or a kernel where a library brings one.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from speechssm.bundle.shapes import LMShape
 from ..models.griffin import CONV_WIDTH, lm_state
 from .builder import BOOL, FLOAT, INT64, GraphBuilder
 from .griffin_nodes import Nodes
+from .rglru_function import rglru_scan, rglru_step
 from .sampler import sample, sampler_inputs
 from .transformer import nodes_of
 
@@ -51,11 +53,12 @@ def build_lm_step(shape: LMShape, stored: int = FLOAT, *, logits: bool = False) 
                 old_conv = _cleared(g, first, state[f"{name}_conv"], 3)
                 taps = g.op("Concat", old_conv, g.op("Unsqueeze", u, g.const([1])), axis=1)
                 split = [g.op("Gather", taps, g.const(np.int64(j)), axis=1) for j in range(CONV_WIDTH)]
-                a, drive = n.lru_coefficients(n.conv(split, name), f"{name}.lru", first)
-                h = n.lru_step(a, drive, _cleared(g, first, state[f"{name}_lru"], 2))
+                mixed = n.conv(split, name)
+                gates, decay = n.gates(mixed, f"{name}.lru"), n.decay(f"{name}.lru")
+                h, last = rglru_step(g, mixed, *gates, decay, state[f"{name}_lru"], position, active)
                 tail = g.op("Slice", taps, g.const([1]), g.const([CONV_WIDTH]), g.const([1]))
                 new[f"{name}_conv"] = n.keep(active, tail, state[f"{name}_conv"], 3)
-                new[f"{name}_lru"] = n.keep(active, h, state[f"{name}_lru"], 2)
+                new[f"{name}_lru"] = last
                 checks += [n.finite_zero(u), n.finite_zero(h)]
                 y = n.linear(g.op("Mul", h, gate), f"{name}.linear_out", shape.lru_width, shape.width)
             else:
@@ -123,7 +126,6 @@ def build_lm_chunk(shape: LMShape, stored: int = FLOAT) -> GraphBuilder:
     major = g.op("Where", in_range, major, g.const(np.int64(0)))
     rows = g.op("Reshape", major, g.const([-1]))
     flat_position = g.op("Reshape", positions, g.const([-1]))
-    first = g.op("Unsqueeze", g.op("Equal", flat_position, g.const(np.int64(0))), g.const([1]))
     starts = g.op("Unsqueeze", g.op("Equal", position, g.const(np.int64(0))), g.const([1]))
     valid_3d = g.op("Unsqueeze", valid, g.const([2]))
     positions_3d = g.op("Unsqueeze", positions, g.const([2]))
@@ -144,14 +146,14 @@ def build_lm_chunk(shape: LMShape, stored: int = FLOAT) -> GraphBuilder:
                 old_conv = g.op("Transpose", _cleared(g, starts, state[f"{name}_conv"], 3), perm=[1, 0, 2])
                 taps = g.op("Concat", old_conv, u3, axis=0)
                 shifted = [_window(g, taps, j, steps) for j in range(CONV_WIDTH)]
-                mixed = g.op("Reshape", n.conv(shifted, name), g.const([-1, e]))
-                a, drive = n.lru_coefficients(mixed, f"{name}.lru", first)
-                old_lru = _cleared(g, starts, state[f"{name}_lru"], 2)
-                a3, drive3 = (g.op("Reshape", z, _by_time(g, steps, e)) for z in (a, drive))
-                last, h3 = _scan_lru(n, old_lru, a3, drive3, valid_3d)
+                mixed = n.conv(shifted, name)
+                gates = n.gates(g.op("Reshape", mixed, g.const([-1, e])), f"{name}.lru")
+                gate_x, gate_a = (g.op("Reshape", z, _by_time(g, steps, e)) for z in gates)
+                old_lru, decay = state[f"{name}_lru"], n.decay(f"{name}.lru")
+                h3, last = rglru_scan(g, mixed, gate_x, gate_a, decay, old_lru, position, lengths)
                 h = g.op("Reshape", h3, g.const([-1, e]))
                 new[f"{name}_conv"] = n.keep(used, _last_taps(g, taps, lengths), state[f"{name}_conv"], 3)
-                new[f"{name}_lru"] = n.keep(used, last, state[f"{name}_lru"], 2)
+                new[f"{name}_lru"] = last
                 checks += [n.finite_zero(new[f"{name}_conv"]), n.finite_zero(last)]
                 y = n.linear(g.op("Mul", h, gate), f"{name}.linear_out", e, shape.width)
             else:
@@ -210,21 +212,6 @@ def _last_taps(g: GraphBuilder, taps: str, lengths: str) -> str:
     batch_first = g.op("Transpose", taps, perm=[1, 0, 2])
     index = g.op("Unsqueeze", g.op("Transpose", where, perm=[1, 0]), g.const([2]))
     return g.op("GatherND", batch_first, index, batch_dims=1)
-
-
-def _scan_lru(n: Nodes, state: str, a: str, drive: str, valid: str) -> tuple[str, str]:
-    """Run lru_step over time: state (b,e), a and drive (t,b,e), valid (t,b,1) -> last (b,e), all (t,b,e)."""
-    g, e = n.g, n.shape.lru_width
-    with g.body("lru_over_time") as body:
-        h = g.input(f"{body.name}/h", FLOAT, ("b", e))
-        a_t = g.input(f"{body.name}/a", FLOAT, ("b", e))
-        x_t = g.input(f"{body.name}/x", FLOAT, ("b", e))
-        v_t = g.input(f"{body.name}/valid", BOOL, ("b", 1))
-        new = g.op("Where", v_t, n.lru_step(a_t, x_t, h), h)
-        g.output(f"{body.name}/h_out", new, FLOAT, ("b", e))
-        g.output(f"{body.name}/y", new, FLOAT, ("b", e))
-    last, every = g.ops("Scan", state, a, drive, valid, outputs=2, body=g.body_graph(body), num_scan_inputs=3)
-    return last, every
 
 
 def _scan_attention(

@@ -149,18 +149,18 @@ def scan_function() -> FunctionProto:
     return onnx.parser.parse_function(_SCAN)
 
 
-def use_rglru(g: GraphBuilder) -> None:
-    """Declare the domain in ``g`` and give it both functions, once."""
+def _use(g: GraphBuilder, function: FunctionProto) -> None:
+    """Declare the domain in ``g`` and give it ``function``, once."""
     g.custom_domains[DOMAIN] = DOMAIN_VERSION
-    known = {(f.domain, f.name) for f in g.functions}
-    g.functions += [f for f in (step_function(), scan_function()) if (f.domain, f.name) not in known]
+    if function.name not in {f.name for f in g.functions if f.domain == DOMAIN}:
+        g.functions.append(function)
 
 
 def rglru_step(
     g: GraphBuilder, x: str, gate_x: str, gate_a: str, decay: str, state: str, position: str, active: str
 ) -> tuple[str, str]:
     """One token: x, gates and state (b,e), decay (e), position (b) int64, active (b) bool -> y, state."""
-    use_rglru(g)
+    _use(g, step_function())
     y, out = g.ops(STEP, x, gate_x, gate_a, decay, state, position, active, outputs=2, domain=DOMAIN)
     return y, out
 
@@ -169,6 +169,6 @@ def rglru_scan(
     g: GraphBuilder, x: str, gate_x: str, gate_a: str, decay: str, state: str, position: str, lengths: str
 ) -> tuple[str, str]:
     """A chunk: x and gates (t,b,e), decay (e), state (b,e), position, lengths (b) int64 -> y, state."""
-    use_rglru(g)
+    _use(g, scan_function())
     y, out = g.ops(SCAN, x, gate_x, gate_a, decay, state, position, lengths, outputs=2, domain=DOMAIN)
     return y, out

@@ -15,22 +15,34 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from speechssm.bundle import Bundle
+    from speechssm.engines.loading import EngineGraphs
     from speechssm.runtime.model import Model
 
 __version__ = "0.1.0.dev0"
 
 
-def load(bundle: str | PathLike[str], *, provider: Literal["cpu", "cuda"] = "cpu", threads: int = 0) -> Model:
+def load(
+    bundle: str | PathLike[str],
+    *,
+    provider: Literal["cpu", "cuda"] = "cpu",
+    threads: int = 0,
+    native: bool = False,
+    engines: str | PathLike[str] | None = None,
+) -> Model:
     """Check a bundle and open its engines.
 
     Args:
         bundle: the folder that ``speechssm export`` wrote.
         provider: ONNX Runtime's CPU or CUDA execution provider.
         threads: threads of one engine call; 0 takes every core.
+        native: run the recurrence on the operators that ``speechssm ext build`` compiled. Faster, and equal to a
+            rounding: the same seed may come to another token after a while.
+        engines: the folder that ``speechssm build`` wrote; graphs it lacks run on ONNX Runtime's CPU provider.
 
     Raises:
         BundleError: the bundle is missing, altered or of another version.
-        EngineError: ONNX Runtime or the provider is missing.
+        EngineError: ONNX Runtime, the provider, the compiled operators or a fitting engine is missing.
     """
     from speechssm.bundle import open_bundle
     from speechssm.engines.loading import BundleGraphs
@@ -38,8 +50,29 @@ def load(bundle: str | PathLike[str], *, provider: Literal["cpu", "cuda"] = "cpu
     from speechssm.runtime.model import Model
 
     checked = open_bundle(Path(bundle))
-    graphs = BundleGraphs(checked, OrtOptions(provider=provider, threads=threads))
+    options = OrtOptions(provider=provider, threads=threads, custom_ops=_operators() if native else None)
+    built = None if engines is None else _engines(checked, Path(engines))
+    graphs = BundleGraphs(checked, options, built)
     return Model(checked.manifest, checked.digest, graphs)
+
+
+def _operators() -> Path:
+    from speechssm.cpp_ext.build import find_library
+    from speechssm.errors import EngineError
+
+    found = find_library("ort")
+    if found is None:
+        raise EngineError("the compiled operators are not there: run 'speechssm ext build host'")
+    return found
+
+
+def _engines(bundle: Bundle, folder: Path) -> EngineGraphs:
+    from speechssm.cpp_ext.build import find_library
+    from speechssm.engines.index import read_index
+    from speechssm.engines.loading import EngineGraphs
+
+    flavour = read_index(folder).settings.engine
+    return EngineGraphs(bundle, folder, find_library("ort" if flavour == "onnxruntime-cuda" else "trt"))
 
 
 __all__ = ["__version__", "load"]

@@ -129,22 +129,24 @@ def zero_ring_slot(model: onnx.ModelProto) -> None:
     out.input[0] = "holed"
 
 
+def _in_function(model: onnx.ModelProto, output: str) -> NodeProto:
+    """The node of the recurrence's function that makes ``output``."""
+    (step,) = model.functions
+    return next(n for n in step.node if output in n.output)
+
+
 def lost_reset(model: onnx.ModelProto) -> None:
     """No position is ever the first."""
     for node in model.graph.node:
         if node.op_type == "Equal" and node.input[0] == "in_position":
             node.input[1] = "never"
     _constant(model, "never", np.array(-1))
+    _in_function(model, "origin").attribute[0].i = -1
 
 
 def half_lost_reset(model: onnx.ModelProto) -> None:
     """State is cleared, but the first input is scaled by sqrt(1 - a^2) as any other."""
-    _constant(model, "no", np.array(False))
-    for node in model.graph.node:
-        if node.op_type == "Where" and node.name.startswith("L0"):
-            sources = [n for n in model.graph.node if node.input[2] in n.output]
-            if sources and sources[0].op_type == "Sqrt":
-                node.input[0] = "no"
+    _in_function(model, "moved").input[1] = "b"
 
 
 FAULTS = [

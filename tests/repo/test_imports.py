@@ -18,7 +18,7 @@ LEAVES = (
     "speechssm.bundle",
     "speechssm.audio",
 )
-ENGINE_LIBRARIES = ("onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "cuda", "filelock")
+ENGINE_LIBRARIES = ("onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "cuda", "pycuda", "filelock")
 
 # Prefixes that the modules under each prefix may import at all; the longest matching rule counts.
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
@@ -32,7 +32,9 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     # pydantic checks the table inside a snapshot, as it checks a manifest.
     "speechssm.runtime": ("numpy", "pydantic", *LEAVES, "speechssm.engines.protocol", "speechssm.runtime"),
-    "speechssm.engines": ("numpy", "pydantic", *ENGINE_LIBRARIES, *LEAVES, "speechssm.engines"),
+    "speechssm.engines": (
+        "numpy", "pydantic", *ENGINE_LIBRARIES, *LEAVES, "speechssm", "speechssm.__version__", "speechssm.engines",
+    ),
     "speechssm.export": (
         "numpy", "pydantic", "torch", "onnx", "tqdm", *LEAVES, "speechssm", "speechssm.__version__",
         "speechssm.engines", "speechssm.export",

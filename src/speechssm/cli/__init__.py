@@ -13,7 +13,7 @@ import typer
 import speechssm
 from speechssm.errors import SpeechSSMError, one_line
 
-from . import batch, bundles, doctor, ext, generate, plan, stopping
+from . import batch, bundles, doctor, engines, ext, generate, plan, stopping
 
 app = typer.Typer(
     help="Continue speech from a prompt recording, for as long as asked.",
@@ -26,6 +26,8 @@ app.command()(batch.batch)
 app.command()(bundles.export)
 app.command()(bundles.inspect)
 app.command()(bundles.verify)
+app.command()(engines.build)
+app.command()(engines.explain)
 app.command()(plan.plan)
 app.command()(doctor.doctor)
 app.add_typer(ext.app, name="ext")

@@ -42,13 +42,23 @@ def batch(
     ] = False,
     provider: Annotated[Provider, typer.Option(help="Execution provider.")] = Provider.CPU,
     threads: Annotated[int, typer.Option(min=0, help="Threads of one engine call; 0 takes every core.")] = 0,
+    native: Annotated[
+        bool, typer.Option("--native", help="Run the recurrence on the operators 'speechssm ext build' made.")
+    ] = False,
+    engines: Annotated[
+        Path | None, typer.Option(help="Folder of engines that 'speechssm build' made.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
 ) -> None:
     """Continue every prompt of a list. Run it again after an interruption: what is done stays done."""
     if suffix not in FORMATS:
         raise SettingsError(f"--format is {suffix!r}: give one of {', '.join(FORMATS)}")
     model = speechssm.load(
-        bundle if bundle is not None else demo_voice(), provider=provider.value, threads=threads
+        bundle if bundle is not None else demo_voice(),
+        provider=provider.value,
+        threads=threads,
+        native=native,
+        engines=engines,
     )
     listed = read_jobs(jobs, model.digest)
     with _folder(out):

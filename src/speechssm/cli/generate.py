@@ -62,13 +62,19 @@ def generate(
     schedule: Annotated[Schedule, typer.Option(help="Passes of the acoustic stage.")] = Schedule.DEFAULT,
     provider: Annotated[Provider, typer.Option(help="Execution provider.")] = Provider.CPU,
     threads: Annotated[int, typer.Option(min=0, help="Threads of one engine call; 0 takes every core.")] = 0,
+    native: Annotated[
+        bool, typer.Option("--native", help="Run the recurrence on the operators 'speechssm ext build' made.")
+    ] = False,
+    engines: Annotated[
+        Path | None, typer.Option(help="Folder of engines that 'speechssm build' made.")
+    ] = None,
     unbounded: Annotated[bool, typer.Option("--unbounded", help="Allow more than 24 h.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
 ) -> None:
     """Continue PROMPT by SECONDS of new speech in the same voice."""
     check_seconds(seconds, unbounded)
     folder = bundle if bundle is not None else demo_voice()
-    model = speechssm.load(folder, provider=provider.value, threads=threads)
+    model = speechssm.load(folder, provider=provider.value, threads=threads, native=native, engines=engines)
     # The prompt is read once; read here, it can also be written in front.
     audio = read_audio(prompt)
     started = time.perf_counter()
