@@ -62,7 +62,8 @@ def feeds(bundle: Bundle, graph: str, rng: np.random.Generator) -> dict[str, np.
 
 
 @pytest.mark.parametrize(
-    "graph", ["lm_step", "lm_chunk", "tokenizer", "acoustic_prompt", "acoustic", "codec_encode", "codec_decode"]
+    "graph",
+    ["lm_step", "lm_chunk", "tokenizer", "acoustic_prompt", "acoustic", "codec_encode", "codec_decode"],
 )
 def test_float32_is_the_same_graph(
     bundle: Bundle, graph: str, tmp_path: Path, rng: np.random.Generator
