@@ -35,6 +35,8 @@ CLIP = 10.0
 FASTER = {"decoder.gain.weight": 4.0}
 """Log gains range over ten nats, other outputs over one: at the common rate they learn last, and after 500
 steps the autoencoder reaches STOI 0.78 and PESQ 1.08 in place of 0.83 and 1.15."""
+START_TIMES, REST_TIMES = 60, 100
+"""Latents a code, for k-means at the start and once the encoder rests."""
 FOLLOW_EVERY = 5
 """Steps between updates of the averaged weights."""
 
@@ -153,7 +155,7 @@ class Run:
         if not self.quantized and self.step >= plan.quantize_from * plan.steps:
             self._start_codebooks(crops, samples, generator)
         if not self.resting and self.quantized and self.step >= plan.rest_from * plan.steps:
-            self._rest()
+            self._rest(crops, samples, generator)
         real = crops(self.step, plan.batch, samples)
         against = self.step >= plan.critic_from * plan.steps
         for group in (*self.codec_steps.param_groups, *self.critic_steps.param_groups):
@@ -198,10 +200,12 @@ class Run:
         return latents, commitment
 
     @torch.no_grad()
-    def _rest(self) -> None:
-        """From here on the encoder is its own average, and it and the codebooks stay."""
+    def _rest(self, crops: Crops, samples: int, generator: torch.Generator) -> None:
+        """From here on the encoder is its own average, and it and the codebooks, fitted once more, stay."""
         of_encoder = {k: v for k, v in self.average.items() if k.startswith("encoder.")}
         self.model.load_state_dict(of_encoder, strict=False)
+        self.quantizer.refit(self._latents(crops, samples, REST_TIMES)[0], generator)
+        self.average["codebooks"].copy_(self.model.codebooks)
         self.resting = True
 
     def _teach_critic(self, real: Tensor, made: Tensor) -> Tensor:
@@ -213,12 +217,17 @@ class Run:
         self.critic_steps.step()
         return loss.detach()
 
-    @torch.no_grad()
-    def _start_codebooks(self, crops: Crops, samples: int, generator: torch.Generator) -> None:
-        batches = -(-60 * self.shape.codes // (self.plan.batch * self.plan.crop_frames))
+    def _latents(self, crops: Crops, samples: int, times: int) -> tuple[Tensor, int]:
+        """Latents (r, latent) of training crops, ``times`` as many as a level has codes, and how many a batch gives."""
+        batches = -(-times * self.shape.codes // (self.plan.batch * self.plan.crop_frames))
         drawn = (crops(10**9 + i, self.plan.batch, samples) for i in range(batches))
         found = torch.cat([self.model.encoder(audio).flatten(0, 1) for audio in drawn])
-        self.quantizer.start(found.float(), generator, batch=len(found) // batches)
+        return found.float(), len(found) // batches
+
+    @torch.no_grad()
+    def _start_codebooks(self, crops: Crops, samples: int, generator: torch.Generator) -> None:
+        found, batch = self._latents(crops, samples, START_TIMES)
+        self.quantizer.start(found, generator, batch=batch)
         self.average["codebooks"].copy_(self.model.codebooks)
         self.quantized = True
 

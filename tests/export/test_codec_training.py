@@ -87,6 +87,16 @@ def test_averages_follow_moving_latents_and_dead_codes_come_back() -> None:
     assert len(used) >= 16
 
 
+def test_a_last_fit_gives_idle_codes_work_and_lowers_the_error() -> None:
+    model, latents = Codec(TINY), clusters(np.random.default_rng(), 4000, TINY.latent)
+    with torch.no_grad():
+        model.codebooks[0, 5:] += 100.0  # far from everything: nobody ever takes them
+    trainer, before = Trainer(model), error(latents, model)
+    trainer.refit(latents, torch.Generator().manual_seed(0))
+    assert error(latents, model) < 0.5 * before
+    assert len(torch.unique(nearest(latents, model.codebooks[0]))) > 5
+
+
 def test_straight_through_gives_the_encoder_the_decoders_gradient() -> None:
     trainer = Trainer(Codec(TINY))
     latents = torch.randn(3, 7, TINY.latent, requires_grad=True)
