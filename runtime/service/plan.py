@@ -9,6 +9,8 @@ While somebody waits for the first audio the first to run dry goes first, too, n
 and after every listener with less than ``settled_s`` of speech ahead. So when too many come at once, they wait
 and nobody who listens runs dry.
 
+Sessions far ahead ride along in the steps of others while nobody is in a hurry.
+
 A prompt goes before any step, because whoever has read it widens the steps. Only while somebody listens
 do two pieces of prompts have ``steps_beside`` steps between them: whatever arrives, all but a few gaps
 between a listener's tokens are as they were. (Even one token of a prompt costs most of
@@ -113,9 +115,26 @@ def plan(view: ServiceView, limits: ServiceLimits) -> Work | None:
         waiting = [(t.session.number, t.session.window) for t in _first(chosen, found) if t.session.window]
         window, row_s = chosen.session.window, view.row_s.get(chosen.session.window.bucket, 0.0)
         return Work(Kind.BEGIN, together(window, waiting, limits.pass_tokens, row_s, limits.unit_s))
-    going = [t.session for t in _first(chosen, steps)][: limits.rows]
-    burst = min(limits.burst, held if held > 0 else limits.burst, *(s.missing for s in going))
-    return Work(Kind.STEP, tuple(s.number for s in going), burst)
+    going = [t.session for t in _first(chosen, steps)]
+    burst = min(limits.burst, held if held > 0 else limits.burst, *(s.missing for s in going[: limits.rows]))
+    numbers = [s.number for s in going] + _riders(chosen, view, limits)
+    return Work(Kind.STEP, tuple(numbers[: limits.rows]), burst)
+
+
+def _riders(chosen: Task, view: ServiceView, limits: ServiceLimits) -> list[int]:
+    """Sessions that are far enough ahead and lack tokens all the same: in a step of others theirs cost little.
+
+    Nobody rides while somebody is in a hurry, or waits for the first audio.
+    """
+    hurry = slack(chosen.due, chosen.session.cost_s, view.now) < limits.settled_s
+    if hurry or any(s.starting and not s.paused for s in view.sessions):
+        return []
+    idle = [
+        s for s in view.sessions
+        if s.stage == Stage.LIVE and s.missing and s.batch is None and not s.paused and not s.complete
+        and s.ahead_s >= limits.lookahead_s
+    ]  # fmt: skip
+    return [s.number for s in sorted(idle, key=lambda s: (s.codes_due, s.number))]
 
 
 def _choose(found: list[Task], view: ServiceView) -> Task:

@@ -158,12 +158,14 @@ def test_every_pair_of_sessions_gets_a_plan_that_fits() -> None:
         if work is None:
             continue
         can = {(t.kind, t.session.number) for t in tasks(pair, LIMITS)}
-        assert all((work.kind, number) in can for number in work.sessions)
+        rides = {n for n, s in enumerate((i, j)) if work.kind == Kind.STEP and s == 9}
+        assert all((work.kind, number) in can or number in rides for number in work.sessions)
         assert len(set(work.sessions)) == len(work.sessions)
         if work.kind == Kind.STEP:
             both = {(Kind.STEP, 0), (Kind.STEP, 1)} <= can
-            assert len(work.sessions) == (2 if both else 1)
-            shortest = min(pair.sessions[n].missing for n in work.sessions)
+            assert len(work.sessions) == (2 if both or rides & set(work.sessions) else 1)
+            assert bool(rides & set(work.sessions)) == (bool(rides) and not {7, 8} & {i, j})
+            shortest = min(pair.sessions[n].missing for n in work.sessions if n not in rides)
             playing = any(s.playing for s in pair.sessions if (Kind.STEP, s.number) in can)
             held = 99
             if any(k == Kind.READ for k, _ in can):
@@ -176,6 +178,27 @@ def test_every_pair_of_sessions_gets_a_plan_that_fits() -> None:
             assert len(keys) == 1
         if work.kind == Kind.PASS:
             assert work.batch == 4
+
+
+def test_riders_come_along_when_nobody_is_in_a_hurry() -> None:
+    """Sessions far ahead that lack tokens join a step of others: no paused one, and none of those at a limit."""
+    limits = ServiceLimits(rows=3, lookahead_s=20.0, settled_s=4.0)
+    far = {"ahead_s": 25.0, "playing": True, "missing": 9}
+    others = [
+        live(1, **far, due=25.0), live(2, **far, due=24.0), live(3, **far, due=26.0), live(4, **far, paused=True),
+        live(5, ahead_s=25.0, window=KEY), live(6, ahead_s=25.0, missing=9, batch=3), live(7, **far, complete=True),
+    ]  # fmt: skip
+
+    def going(first: SessionView, *more: SessionView) -> tuple[int, ...]:
+        work = plan(view(first, *others, *more), limits)
+        assert work is not None
+        assert work.kind in (Kind.STEP, Kind.PASS)
+        return work.sessions
+
+    calm = live(0, missing=30, due=19.0, ahead_s=19.0, playing=True)
+    assert going(calm) == (0, 2, 1), "as many as there are rows, the first to run dry first"
+    assert going(calm._replace(codes_due=3.0)) == (0,), "in a hurry"
+    assert going(calm, live(8, missing=5, starting=True, due=19.5)) == (0, 8), "somebody waits to begin"
 
 
 def test_throughput_order_when_nobody_is_in_a_hurry() -> None:
