@@ -86,7 +86,11 @@ class Refusing:
 
     def __init__(self, graph: Graph, strike: Callable[[str], None]) -> None:
         self._graph, self._strike = graph, strike
-        self.name, self.provider = graph.name, graph.provider
+        self.name, self.provider, self.aliased = graph.name, graph.provider, graph.aliased
+
+    def zeros(self, shape: Sequence[int], dtype: str) -> Array:
+        """See :class:`Graph`."""
+        return self._graph.zeros(shape, dtype)
 
     def bind(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> Bindings:
         """See :class:`Graph`."""
