@@ -167,7 +167,8 @@ def new_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     cannot be written to. Nothing is left behind on an error.
     """
     target = target.absolute()
-    if target.exists() and not (overwrite and (target / MANIFEST).is_file()):
+    replaceable = overwrite and not target.is_symlink() and (target / MANIFEST).is_file()
+    if os.path.lexists(target) and not replaceable:  # a link to nowhere as well
         raise ExportError(
             f"{target} already exists: choose another folder, or add --overwrite to replace a bundle"
         )

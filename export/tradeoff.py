@@ -36,6 +36,8 @@ TOGETHER_BYTES = 2 << 30
 """Models up to this size in float32 are timed in turns, with every storage in memory at once."""
 TOKENS, ROWS = 256, 4
 """Sampled tokens that stand in for held-out ones, and their rows."""
+HELD_OUT_TOKENS = 1 << 24
+"""Most held-out tokens that are read: a week of speech."""
 
 
 @dataclass
@@ -58,14 +60,20 @@ class Cost:
 
 def read_tokens(path: Path, vocab: int) -> np.ndarray:
     """Held-out tokens (b,t) from an ``.npy`` file of integers. Raises ExportError when they are none."""
+    wanted = "expected an .npy file of integers (b,t)"
+    if not path.is_file():
+        raise ExportError(f"there is no file {path} with held-out tokens: {wanted}")
     try:
-        tokens = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise ExportError(
-            f"cannot read held-out tokens from {path}: expected an .npy file of integers (b,t)"
-        ) from error
+        # Mapped, so that a size the header claims and the file does not have is refused, not allocated.
+        tokens = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError, OverflowError) as error:
+        raise ExportError(f"cannot read held-out tokens from {path}: {wanted}") from error
+    if not isinstance(tokens, np.ndarray):
+        raise ExportError(f"{path} is an archive: {wanted}")
+    if tokens.size > HELD_OUT_TOKENS:
+        raise ExportError(f"{path} holds {tokens.size} tokens: give at most {HELD_OUT_TOKENS}")
     tokens = np.atleast_2d(tokens)
-    if tokens.dtype.kind not in "iu" or tokens.ndim != 2 or tokens.shape[1] < 2:
+    if tokens.dtype.kind not in "iu" or tokens.ndim != 2 or tokens.shape[1] < 2 or not tokens.size:
         raise ExportError(
             f"{path} holds {tokens.dtype} of shape {tokens.shape}: expected integer tokens (b,t)"
         )

@@ -6,7 +6,9 @@ import re
 from collections.abc import Callable
 
 import numpy as np
+from pydantic import ValidationError
 
+from speechssm.bundle import limits
 from speechssm.bundle.shapes import Block, LMShape
 from speechssm.errors import ExportError
 
@@ -25,14 +27,16 @@ def shape_from_tensors(tensors: Tensors, window: int = WINDOW) -> LMShape:
         if name not in tensors:
             raise ExportError(f"the checkpoint has no tensor {name}: it is incomplete or of another layout")
         found = shape_of(tensors, name)
-        if len(found) != rank:
-            raise ExportError(f"tensor {name} has shape {list(found)}, expected {rank} dimensions")
+        if len(found) != rank or 0 in found:
+            raise ExportError(f"tensor {name} has shape {list(found)}, expected {rank} dimensions above 0")
         return found
 
     vocab, width = size(EMBEDDING, 2)
-    numbers = {int(m[1]) for name in tensors if (m := re.match(r"blocks\.(\d+)\.", name))}
+    numbers = {int(m[1]) for name in tensors if (m := re.match(r"blocks\.([0-9]{1,9})\.", name))}
     if not numbers:
         raise ExportError("the checkpoint has no tensor blocks.0.temporal_pre_norm.scale: it has no layers")
+    if max(numbers) >= limits.LAYERS:
+        raise ExportError(f"the checkpoint names layer {max(numbers)}: at most {limits.LAYERS} are read")
     blocks: list[Block] = []
     for i in range(max(numbers) + 1):
         attends = f"blocks.{i}.attention_block.proj_q.weight" in tensors
@@ -44,17 +48,23 @@ def shape_from_tensors(tensors: Tensors, window: int = WINDOW) -> LMShape:
     head_dim = width // heads
     if "attention" in blocks:
         head_dim = size(f"blocks.{blocks.index('attention')}.attention_block.proj_k.weight", 2)[0]
-    return LMShape(
-        vocab=vocab,
-        width=width,
-        lru_width=lru_width,
-        heads=heads,
-        kv_heads=1,
-        head_dim=head_dim,
-        window=window,
-        mlp_width=size("blocks.0.mlp_block.ffw_up.w", 3)[2],
-        blocks=tuple(blocks),
-    )
+    mlp_width = size("blocks.0.mlp_block.ffw_up.w", 3)[2]
+    try:
+        return LMShape(
+            vocab=vocab,
+            width=width,
+            lru_width=lru_width,
+            heads=heads,
+            kv_heads=1,
+            head_dim=head_dim,
+            window=window,
+            mlp_width=mlp_width,
+            blocks=tuple(blocks),
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the shape"
+        raise ExportError(f"the checkpoint's tensors are of no model: {where}: {first['msg']}") from error
 
 
 def layout(shape: LMShape) -> Layout:

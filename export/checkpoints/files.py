@@ -23,6 +23,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"),
 }
 INDEX_BYTES = 64 << 20
+"""Largest index or settings file that is read."""
 
 
 class TensorFiles(Mapping[str, np.ndarray]):
@@ -139,9 +140,13 @@ def conversion(path: Path) -> str:
 def read_json(path: Path, what: str) -> dict[str, object]:
     """A JSON object from a file of bounded size. Raises ExportError naming ``what`` it should have been."""
     try:
-        if path.stat().st_size > INDEX_BYTES:
+        if not path.is_file():
+            raise ExportError(f"{path} is not there, or not a file: {what} is missing, fetch it again")
+        with path.open("rb") as file:
+            raw = file.read(INDEX_BYTES + 1)
+        if len(raw) > INDEX_BYTES:
             raise ExportError(f"{path} is larger than {INDEX_BYTES} bytes: it is not {what}")
-        table = json.loads(path.read_text("utf-8"))
+        table = json.loads(raw.decode())
     except OSError as error:
         raise ExportError(f"cannot read {path}, {what}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import ValidationError
 
+from speechssm.bundle import limits
 from speechssm.bundle.shapes import Block, LMShape
 from speechssm.errors import ExportError
 
@@ -66,7 +67,7 @@ def shape_from_config(config: Mapping[str, Any]) -> LMShape:
         _whole(config, k) for k in ("num_attention_heads", "hidden_size", "num_hidden_layers")
     )
     pattern = config.get("block_types") or ["recurrent", "recurrent", "attention"]
-    if not isinstance(pattern, list) or not set(pattern) <= set(_BLOCKS):
+    if not isinstance(pattern, list) or not all(isinstance(b, str) and b in _BLOCKS for b in pattern):
         raise ExportError(f"config.json has block_types {pattern!r}: expected a list of {sorted(_BLOCKS)}")
     rope = _rope(config)
     intermediate = _whole(config, "intermediate_size")
@@ -95,11 +96,13 @@ def shape_from_config(config: Mapping[str, Any]) -> LMShape:
         raise ExportError(
             f"config.json describes no model: {'.'.join(map(str, first['loc']))} {first['msg']}"
         ) from error
+    except (ValueError, TypeError, OverflowError) as error:  # float() of what is none
+        raise ExportError(f"config.json describes no model: {error}") from error
 
 
 def _refuse_unsupported(config: Mapping[str, Any]) -> None:
     activation = config.get("hidden_activation", "gelu_pytorch_tanh")
-    if activation not in _ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in _ACTIVATIONS:
         raise ExportError(
             f"config.json has hidden_activation {activation!r}, which is not supported: "
             f"expected one of {', '.join(_ACTIVATIONS)}"
@@ -132,8 +135,9 @@ def _rope(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _whole(config: Mapping[str, Any], key: str) -> int:
     value = config.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ExportError(f"config.json has {key} {value!r}: expected a whole number of at least 1")
+    most = limits.LAYERS if key == "num_hidden_layers" else limits.SIZE
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+        raise ExportError(f"config.json has {key} {value!r}: expected a whole number from 1 to {most}")
     return value
 
 

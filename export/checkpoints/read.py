@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 
 from speechssm.bundle.shapes import LMShape, Shape
 from speechssm.errors import ExportError
@@ -62,7 +63,7 @@ def read_checkpoint(
         changes = {k: v for k, v in (("rope", rope), ("window", window)) if v is not None}
         if changes:
             # model_copy does not validate; a shape read again does.
-            lm = LMShape.model_validate({**lm.model_dump(), **changes})
+            lm = _changed(lm, changes)
             found = replace(found, shapes={**found.shapes, "lm": lm})
         if speech_vocab is not None:
             found = _with_speech_vocab(found, lm, speech_vocab, seed)
@@ -160,10 +161,19 @@ def _with_speech_vocab(found: Checkpoint, shape: LMShape, vocab: int, seed: int)
         makers[name] = _fresh(vocab, shape.width, seed, name)
     return replace(
         found,
-        shapes={**found.shapes, "lm": LMShape.model_validate({**shape.model_dump(), "vocab": vocab})},
+        shapes={**found.shapes, "lm": _changed(shape, {"vocab": vocab})},
         sources={**found.sources, "lm": LazyArrays(makers)},
         about=f"{found.about}, with a fresh embedding of {vocab} speech tokens (seed {seed})",
     )
+
+
+def _changed(shape: LMShape, changes: Mapping[str, object]) -> LMShape:
+    try:
+        return LMShape.model_validate({**shape.model_dump(), **changes})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the shape"
+        raise ExportError(f"the model cannot be changed to that: {where}: {first['msg']}") from error
 
 
 def _read(old: Mapping[str, np.ndarray], name: str) -> Callable[[], np.ndarray]:

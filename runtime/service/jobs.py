@@ -10,10 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, BinaryIO, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -22,7 +23,7 @@ from speechssm.errors import SettingsError
 JOBS = 1_000_000
 """Most jobs of one list."""
 LINE_BYTES = 1 << 16
-"""Longest line of a list."""
+"""Longest line of a list or journal."""
 FORMATS = ("wav", "flac", "w64")
 
 
@@ -73,14 +74,14 @@ def read_jobs(path: Path, bundle_digest: str) -> list[Listed]:
     """
     found: list[Listed] = []
     try:
-        with path.open("rb") as file:
+        with _open(path) as file:
             for line, raw in enumerate(_lines(file, path), start=1):
                 if raw.strip():
                     if len(found) >= JOBS:
                         raise SettingsError(f"{path} holds more than {JOBS} jobs: split it")
                     found.append(_listed(path, line, raw, len(found), bundle_digest))
     except OSError as error:
-        raise SettingsError(f"cannot read the jobs {path}: {error.strerror or error}") from error
+        raise SettingsError(f"cannot read {path}: {error.strerror or error}") from error
     if not found:
         raise SettingsError(
             f'{path} holds no job: write one object a line, {{"prompt": "a.wav", "seconds": 20}}'
@@ -88,7 +89,16 @@ def read_jobs(path: Path, bundle_digest: str) -> list[Listed]:
     return found
 
 
-def _lines(file: Any, path: Path) -> Iterator[bytes]:
+def _open(path: Path) -> BinaryIO:
+    """Open for reading without waiting: a pipe might never begin, and a device never end."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise SettingsError(f"{path} is not a file: give a file of one JSON object a line")
+    return os.fdopen(handle, "rb")
+
+
+def _lines(file: BinaryIO, path: Path) -> Iterator[bytes]:
     number = 0
     while raw := file.readline(LINE_BYTES + 1):
         number += 1
@@ -125,14 +135,19 @@ class Journal:
         self.lines: dict[int, dict[str, Any]] = {}
         """The last line of each job number."""
         torn = False
-        if path.exists():
-            for raw in path.read_bytes().splitlines(keepends=True):
-                torn = not raw.endswith(b"\n")
-                try:
-                    line = json.loads(raw)
-                    self.lines[int(line["number"])] = line
-                except (ValueError, KeyError, TypeError):
-                    continue
+        try:
+            with _open(path) as file:
+                for raw in _lines(file, path):
+                    torn = not raw.endswith(b"\n")
+                    try:
+                        line = json.loads(raw)
+                        self.lines[int(line["number"])] = line
+                    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+                        continue
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise SettingsError(f"cannot read {path}: {error.strerror or error}") from error
         if torn:
             self._append(b"\n")
 

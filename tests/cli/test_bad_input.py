@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,9 +12,12 @@ import numpy as np
 import pytest
 import soundfile
 
+from speechssm.audio import read_audio
+from speechssm.errors import AudioError
 from tests.attacks.attack import refused, run
 
 SECOND = 16_000
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -118,6 +123,41 @@ def test_speakers(
     make(path, rng)
     words = ("generate", prompt, "-o", tmp_path / "x.wav", "--seconds", 1, "--bundle", tiny_bundle)
     refused(tmp_path, *words, "--speaker", path, "--with-prompt", why=why)
+
+
+def test_a_damaged_mp3_gets_one_sentence_and_no_notes_of_its_decoder(
+    tmp_path: Path, prompt: Path, tiny_bundle: Path, rng: np.random.Generator
+) -> None:
+    """libmpg123 prints to descriptor 2 itself; as the prompt and as the other voice."""
+    bad = tmp_path / "bad.mp3"
+    # By blocks: libsndfile's encoder has its workspace on the stack.
+    with soundfile.SoundFile(bad, "w", SECOND, 1, "MPEG_LAYER_III", format="MP3") as file:
+        for _ in range(2):
+            file.write(noise(rng, 1))
+    content = bytearray(bad.read_bytes())
+    content[2_000:2_800] = bytes(800)
+    bad.write_bytes(content[:-2_500])
+    code = "from tests.cli.test_bad_input import refusal_of; refusal_of()"
+    noisy = subprocess.run(
+        [sys.executable, "-c", code, bad], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert "is truncated" in noisy.stdout
+    assert "Illegal Audio-MPEG-Header" in noisy.stderr, "control: the decoder has something to say"
+    words = ["-o", tmp_path / "x.wav", "--seconds", 1, "--bundle", tiny_bundle]
+    for given in ([bad, *words], [prompt, *words, "--speaker", bad]):
+        command = [sys.executable, "-m", "speechssm", "generate", *map(str, given)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.startswith(f"speechssm: {bad} is truncated"), done.stderr
+        assert len(done.stderr.splitlines()) == 1
+
+
+def refusal_of() -> None:
+    """Print why ``read_audio`` refuses the file named first on the command line."""
+    try:
+        read_audio(sys.argv[1])
+    except AudioError as error:
+        print(error)
 
 
 @pytest.mark.parametrize(

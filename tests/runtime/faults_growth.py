@@ -18,7 +18,7 @@ from speechssm.runtime.acoustic import AcousticSchedule
 from speechssm.runtime.session import Session
 
 PAGE_BYTES = 4096
-WARM = 30
+WARM = 15
 """Sessions until allocators have what they keep."""
 
 

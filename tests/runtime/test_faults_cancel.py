@@ -28,7 +28,7 @@ from speechssm.runtime.acoustic import AcousticSchedule
 from speechssm.runtime.model import Model
 from speechssm.runtime.session import Session
 
-SESSIONS = 40
+SESSIONS = 30
 MANY = 1_000
 
 
@@ -256,7 +256,7 @@ ALLOCATORS_KIB = 1024.0
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
-@pytest.mark.parametrize("rounds", [30, pytest.param(MANY, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rounds", [20, pytest.param(MANY, marks=pytest.mark.slow)])
 def test_memory_is_flat_and_a_planted_leak_is_caught(tiny_bundle: Path, rounds: int) -> None:
     """Negative control included: the same measurement sees sessions that somebody forgot to let go."""
     command = [sys.executable, "-m", "tests.runtime.faults_growth", str(tiny_bundle), str(rounds)]

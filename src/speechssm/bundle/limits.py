@@ -13,6 +13,8 @@ SIZE = 1 << 24
 """Largest size (width, vocabulary, axis, ...) a manifest may state."""
 WINDOW_TOKENS = 1 << 16
 """Longest window of a manifest, in tokens (43 minutes)."""
+LAYERS = 4096
+"""Most layers a checkpoint may claim; ``9b`` has 38."""
 LEVELS = 64
 """Most codec levels."""
 STATE_BYTES = 1 << 30

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -173,9 +174,12 @@ def _folder(out: Path) -> Iterator[None]:
     """The output folder, for one run at a time; the lock is let go by the system if the run is killed."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        lock = (out / LOCK).open("w")
-    except OSError as error:
-        raise SettingsError(f"cannot use the folder {out}: {error.strerror or error}") from error
+        # Not emptied and no link followed: the name may be anybody's in a folder that others write to.
+        lock = os.fdopen(os.open(out / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "rb")
+    except (OSError, ValueError) as error:
+        raise SettingsError(
+            f"cannot use the folder {out}: {getattr(error, 'strerror', None) or error}; choose another"
+        ) from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

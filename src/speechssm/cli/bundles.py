@@ -9,8 +9,11 @@ from typing import Annotated
 
 import typer
 
-from speechssm.bundle import open_bundle
+from speechssm.bundle import limits, open_bundle
 from speechssm.errors import ExportError
+
+LAST_SEED = (1 << 60) - 1
+"""Largest seed of random weights; torch's own numbers are made of it and the part."""
 
 
 class Storage(StrEnum):
@@ -54,25 +57,36 @@ def export(
         str | None,
         typer.Option(help="tiny, demo, 2b or 9b: seeded random weights (tiny when no CKPT is given)."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of random weights.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=LAST_SEED, help="Seed of random weights.")] = 0,
     dtype: Annotated[Storage, typer.Option(help="Storage type of the weight matrices.")] = Storage.FLOAT32,
     tokenizer: _Part = None,
     acoustic: _Part = None,
     codec: _Part = None,
     rope: Annotated[Rope | None, typer.Option(help="Replace the checkpoint's rotary embedding.")] = None,
     window: Annotated[
-        int | None, typer.Option(help="Replace the checkpoint's attention window, in tokens.")
+        int | None,
+        typer.Option(
+            min=1, max=limits.WINDOW_TOKENS, help="Replace the checkpoint's attention window, in tokens."
+        ),
     ] = None,
     speech_vocab: Annotated[
         int | None,
-        typer.Option(help="Put a fresh embedding of this many speech tokens in place of the text one."),
+        typer.Option(
+            min=1,
+            max=limits.SIZE,
+            help="Put a fresh embedding of this many speech tokens in place of the text one.",
+        ),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the bundle; the checkpoint's by default.")] = None,
     licence: Annotated[list[str] | None, typer.Option(help="Licence to record; may be repeated.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there.")] = False,
     rollout: Annotated[
         int | None,
-        typer.Option(help="Steps of the parity report; by default 24 000 up to 50 M parameters, 64 above."),
+        typer.Option(
+            min=1,
+            max=limits.POSITION,
+            help="Steps of the parity report; by default 24 000 up to 50 M parameters, 64 above.",
+        ),
     ] = None,
     quantize: Annotated[
         bool,
@@ -87,7 +101,10 @@ def export(
         typer.Option(help="With --preset: its Transformer baseline, one or all key/value heads."),
     ] = None,
     capacity: Annotated[
-        int | None, typer.Option(help="Tokens the baseline's cache holds; without it the cache grows.")
+        int | None,
+        typer.Option(
+            min=1, max=limits.POSITION, help="Tokens the baseline's cache holds; without it the cache grows."
+        ),
     ] = None,
 ) -> None:
     """Write a bundle, and its parity report, of a checkpoint or of a preset with seeded random weights."""

@@ -19,12 +19,13 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 import speechssm
-from speechssm.audio import AudioWriter, read_audio
+from speechssm.audio import AudioWriter
 from speechssm.axes import SAMPLE_RATE_HZ
 from speechssm.errors import BundleError, SettingsError
 from speechssm.runtime.session import DAY_SECONDS, Session
 
 from . import stopping
+from .decoders import read_quietly
 
 
 class Schedule(StrEnum):
@@ -76,12 +77,13 @@ def generate(
     folder = bundle if bundle is not None else demo_voice()
     model = speechssm.load(folder, provider=provider.value, threads=threads, native=native, engines=engines)
     # The prompt is read once; read here, it can also be written in front.
-    audio = read_audio(prompt)
+    audio = read_quietly(prompt)
+    voice = None if speaker is None else read_quietly(speaker)
     started = time.perf_counter()
     with _written(out) as writer:
         session = model.open(
-            audio, rate_hz=SAMPLE_RATE_HZ, seed=seed, speaker=speaker, temperature=temperature, top_k=top_k,
-            top_p=top_p, ramp=ramp, schedule=schedule.value,
+            audio, rate_hz=SAMPLE_RATE_HZ, seed=seed, speaker=voice, speaker_rate_hz=SAMPLE_RATE_HZ,
+            temperature=temperature, top_k=top_k, top_p=top_p, ramp=ramp, schedule=schedule.value,
         )  # fmt: skip
         with session:
             _write_all(session, writer, seconds, unbounded, audio if with_prompt else audio[:0])
@@ -90,9 +92,9 @@ def generate(
     if as_json:
         print(json.dumps(report))
     else:
-        voice = "noise: this bundle has random weights" if model.manifest.seeded else "speech"
+        what = "noise: this bundle has random weights" if model.manifest.seeded else "speech"
         print(
-            f"{out}: {report['seconds']:.2f} s of {voice} in {wall:.2f} s "
+            f"{out}: {report['seconds']:.2f} s of {what} in {wall:.2f} s "
             f"({report['rtf']:.2f}x real time), seed {report['seed']}"
         )
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from speechssm.axes import TOKEN_RATE_HZ
+from speechssm.bundle import limits
 from speechssm.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -24,6 +27,12 @@ UNITS = {
     "MB": 10**6,
     "GB": 10**9,
 }
+MOST_MINUTES = limits.POSITION / TOKEN_RATE_HZ / 60
+"""A session ends where the rotary tables do."""
+MOST_BYTES = 1 << 50
+"""Most memory of a machine (1 PiB)."""
+MOST_RATE = 1e9
+"""Most GB/s or TFLOP/s."""
 ITEM_BYTES = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.53125}
 """Bytes of one weight; int4 in blocks of 128 carries a float32 scale and a zero point."""
 
@@ -43,10 +52,11 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Say how many sessions fit, how many run in real time, and which limit binds; the LM stage alone."""
-    from speechssm.axes import TOKEN_RATE_HZ
     from speechssm.perf.capacity import capacity, step_seconds
     from speechssm.perf.contest import models_of
 
+    if not 0 < minutes <= MOST_MINUTES:
+        raise SettingsError(f"--minutes is {minutes}: give a number above 0, at most {MOST_MINUTES:g}")
     machine = _machine(size_bytes(memory), bandwidth, flops)
     weight, item = _item("--dtype", dtype), int(_item("--ring", ring))
     tokens = round(minutes * 60 * TOKEN_RATE_HZ)
@@ -84,7 +94,12 @@ def size_bytes(text: str) -> int:
     found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", text)
     if not found or found[2].upper() not in UNITS:
         raise SettingsError(f"{text!r} is not a size: write a number and a unit, such as 24GiB or 500MB")
-    return round(float(found[1]) * UNITS[found[2].upper()])
+    size = float(found[1]) * UNITS[found[2].upper()]
+    if not 1 <= size <= MOST_BYTES:
+        raise SettingsError(
+            f"a memory of {size:g} bytes cannot be meant: give 1 byte to {MOST_BYTES >> 40}TiB"
+        )
+    return round(size)
 
 
 def _item(option: str, dtype: str) -> float:
@@ -97,10 +112,11 @@ def _machine(memory_bytes: int, bandwidth: float | None, flops: float | None) ->
     from speechssm.perf.capacity import Machine
     from speechssm.perf.roofline import measure
 
+    for option, value in (("--bandwidth", bandwidth), ("--flops", flops)):
+        if value is not None and not (math.isfinite(value) and 0 < value <= MOST_RATE):
+            raise SettingsError(f"{option} is {value}: give a number above 0, at most {MOST_RATE:g}")
     if bandwidth is None or flops is None:
         here = measure(passes=3)
         bandwidth = bandwidth or here.read_bytes_per_s / 1e9
         flops = flops or here.gemm_flops_per_s / 1e12
-    if not bandwidth > 0 or not flops > 0:
-        raise SettingsError("--bandwidth and --flops must be above zero")
     return Machine(memory_bytes, bandwidth * 1e9, flops * 1e12)
