@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Collection
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -36,6 +37,9 @@ MOST_RATE = 1e9
 ITEM_BYTES = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.53125}
 """Bytes of one weight; int4 in blocks of 128 carries a float32 scale and a zero point."""
 
+RINGS = ("float32", "float16")
+"""Types a ring or cache may have."""
+
 
 def plan(
     preset: Annotated[str, typer.Option(help="tiny, demo, 2b or 9b.")] = "2b",
@@ -58,7 +62,7 @@ def plan(
     if not 0 < minutes <= MOST_MINUTES:
         raise SettingsError(f"--minutes is {minutes}: give a number above 0, at most {MOST_MINUTES:g}")
     machine = _machine(size_bytes(memory), bandwidth, flops)
-    weight, item = _item("--dtype", dtype), int(_item("--ring", ring))
+    weight, item = _item("--dtype", dtype), int(_item("--ring", ring, RINGS))
     tokens = round(minutes * 60 * TOKEN_RATE_HZ)
     rows: list[dict[str, Any]] = []
     for name, shape in models_of(preset).items():
@@ -102,9 +106,9 @@ def size_bytes(text: str) -> int:
     return round(size)
 
 
-def _item(option: str, dtype: str) -> float:
-    if dtype not in ITEM_BYTES:
-        raise SettingsError(f"{option} is {dtype!r}: choose one of {', '.join(ITEM_BYTES)}")
+def _item(option: str, dtype: str, known: Collection[str] = ITEM_BYTES) -> float:
+    if dtype not in known:
+        raise SettingsError(f"{option} is {dtype!r}: choose one of {', '.join(known)}")
     return ITEM_BYTES[dtype]
 
 
