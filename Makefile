@@ -1,4 +1,4 @@
-# make demo, make test: start here. Every target makes .venv first if it must.
+# make demo, make test: start here. make bench measures this machine. Every target makes .venv first if it must.
 # CONTRIBUTING.md says what each one takes.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -39,10 +39,7 @@ test-slow: $(READY)
 	$(BIN)/pytest -n 2 --dist worksteal --durations 15 -m "slow and not gpu and not rtx"
 
 bench: $(READY)
-	$(BIN)/python -m speechssm.perf.host
-	$(BIN)/speechssm export --preset tiny --seed 0 --rollout 64 --overwrite -o $(OUT)/tiny
-	$(BIN)/python -m speechssm.perf.steady $(OUT)/tiny
-	$(BIN)/python -m speechssm.perf.roofline
+	$(BIN)/speechssm bench all -o $(OUT)/bench
 
 check: $(READY)
 	$(BIN)/ruff format --check .

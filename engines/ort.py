@@ -132,7 +132,13 @@ class OrtGraph:
                         f"{wanted[name].dtype} of rank {len(wanted[name].axes)} in the manifest"
                     )
 
-    aliased: frozenset[str] = frozenset()
+    @property
+    def aliased(self) -> frozenset[str]:
+        """See :class:`Graph`: on the CPU, what the graph is done with before it writes it.
+
+        ONNX Runtime scatters into an input that is bound to its output without copying it.
+        """
+        return frozenset(s.name for s in self.entry.state if s.in_place and self._device == "cpu")
 
     def zeros(self, shape: Sequence[int], dtype: str) -> Array:
         """See :class:`Graph`: plain memory, which ONNX Runtime shares with numpy."""

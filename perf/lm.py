@@ -1,107 +1,149 @@
 """Step time of Griffin and of its Transformer baseline over position and rows, beside their floors.
 
-The paper's Figures 7 and 8: one sample's time per token against length, and the ratio of throughputs when
-a memory budget is filled with rows. Models are seeded: the arithmetic does not depend on the weights.
-Measurements alternate between the models (A B A B), so that a noisy machine is noisy for both, and each
-figure is a median with its spread. State is not generated token by token: a cache is set to the position
-asked for, because a step's cost depends on how much is cached and not on what.
+Models are seeded: the arithmetic does not depend on the weights. Measurements alternate between the models,
+so that a noisy machine is noisy for both, and each figure is a median with its spread. State is not
+generated token by token: a cache is set to the position asked for and filled, because a step's cost
+depends on how much is cached and not on what. (It has to be filled: pages that were never written to are
+all the same page of zeros, and reading those costs no memory traffic.)
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from speechssm.bundle import open_bundle
 from speechssm.bundle.shapes import LMShape
-from speechssm.engines.loading import BundleGraphs
-from speechssm.engines.ort import OrtOptions
+from speechssm.engines.ort import OrtGraph, OrtOptions
+from speechssm.engines.protocol import Graph
+from speechssm.export.checkpoints.seeded import seeded_griffin
+from speechssm.export.graphs.lm import build_lm_step
+from speechssm.export.graphs.lm_weights import griffin_weights
+from speechssm.export.graphs.sampler import K_MAX
+from speechssm.export.models.griffin import lm_state
+from speechssm.export.models.transformer import at_capacity
+from speechssm.export.package import write_graph, write_parts
+from speechssm.export.storage import STORED, Storage, stored_weights
 from speechssm.runtime.lm import LanguageModel, LMRows
 from speechssm.runtime.settings import SamplerSettings
 
-from .capacity import Machine, step_seconds
+from .bench.timing import Spread, in_turns
+from .capacity import Machine, StepFloor, step_seconds
 
-ITEM_BYTES = 4
-"""Weights and rings are float32 on ONNX Runtime CPU, whatever a bundle stores."""
+WEIGHT_BYTES: dict[str, float] = {
+    "float32": 4.0, "float16": 4.0, "bfloat16": 4.0, "int8": 1.03125, "int4": 0.53125, "dynamic_int8": 1.0,
+}  # fmt: skip
+"""Bytes of a weight as a step reads it on ONNX Runtime CPU: 16-bit floats are widened when a graph is loaded."""
+RING_BYTES = 4
+"""Rings and caches are float32 on ONNX Runtime CPU, whatever a bundle stores."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Contestant:
-    """A loaded model: rows of one size at a time, since state is the large thing here."""
+    """A language model whose step can be timed: its graph alone, with random weights."""
 
     name: str
     shape: LMShape
     lm: LanguageModel
+    dtype: str
 
-    def rows_at(self, rows: int, position: int) -> LMRows:
-        """``rows`` sessions as if ``position`` tokens had passed."""
-        pool = LMRows(self.lm, rows)
+    def rows_at(self, rows: int, position: int) -> Held:
+        """``rows`` sessions as if ``position`` tokens had passed; a growing cache has room for one more."""
+        schema = lm_state(at_capacity(self.shape, position + 1))
+        pool = LMRows(replace(self.lm, schema=schema), rows)
         for row in range(rows):
             pool.start(row, row % self.shape.vocab, SamplerSettings(), seed=row)
-            for tensors in pool.state.sets:
-                tensors["position"][row] = position
+        for tensors in pool.state.sets:
+            for name, array in tensors.items():
+                array.fill(position if name == "position" else 0.01)
         pool.active[:] = True
-        return pool
+        return Held(pool, position)
+
+    def floor(self, machine: Machine, rows: int, position: int) -> StepFloor:
+        """The shortest time a step can take on ``machine``."""
+        return step_seconds(
+            self.shape, machine, rows, position,
+            weight_item_bytes=WEIGHT_BYTES[self.dtype], ring_item_bytes=RING_BYTES,
+        )  # fmt: skip
+
+    @property
+    def cache(self) -> str:
+        """What is kept of the past, in words."""
+        ring = f"ring of {self.shape.window}"
+        return ring if self.shape.cache == "ring" else f"grows by {self.shape.window}"
 
 
-def load(folder: Path, name: str, threads: int) -> Contestant:
-    """The language model of a bundle."""
-    bundle = open_bundle(folder)
-    part = bundle.manifest.lm
-    graphs = BundleGraphs(bundle, OrtOptions(threads=threads))
-    schema = bundle.manifest.graphs["lm_step"].state
-    lm = LanguageModel(
-        graphs("lm_step"), lambda: graphs("lm_chunk"), schema, part.shape.vocab, part.k_max, float("inf")
-    )
-    return Contestant(name, part.shape, lm)
+@dataclass(frozen=True)
+class Held:
+    """Rows that are stepped at one position again and again."""
+
+    pool: LMRows
+    position: int
+
+    def step(self) -> None:
+        """One step of every row; the position is put back first."""
+        self.pool.state.current["position"].fill(self.position)
+        self.pool.step()
+
+
+def contestant(
+    name: str, shape: LMShape, folder: Path, *, dtype: Storage = "float32", options: OrtOptions | None = None
+) -> Contestant:
+    """Write the step graph of ``shape`` with seeded weights into ``folder`` and open it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    builder = build_lm_step(shape, STORED[dtype])
+    weights = stored_weights(shape, griffin_weights(shape, seeded_griffin(shape, 0)), dtype)
+    write_parts(folder, {"lm_step": builder}, {"lm": weights})
+    entry = write_graph(folder, "lm_step", builder, lm_state(shape))
+    step: Graph = OrtGraph("lm_step", folder / entry.file, entry, options)
+    lm = LanguageModel(step, lambda: step, entry.state, shape.vocab, min(K_MAX, shape.vocab), float("inf"))
+    return Contestant(name, shape, lm, dtype)
 
 
 def measure(
-    contestants: Sequence[Contestant], position: int, rows: Sequence[int], *, seconds: float = 2.0
-) -> Iterator[dict[str, Any]]:
+    contestants: Sequence[Contestant],
+    position: int,
+    rows: Sequence[int],
+    *,
+    seconds: float = 2.0,
+    at_least: int = 3,
+) -> dict[str, Spread]:
     """Seconds per step of each contestant with its own number of ``rows``, in turns for ``seconds`` in all."""
-    pools = [c.rows_at(n, position) for c, n in zip(contestants, rows, strict=True)]
-    times: list[list[float]] = [[] for _ in contestants]
-    for pool in pools:
-        pool.step()  # the first step allocates
-    started = time.perf_counter()
-    while len(times[0]) < 3 or time.perf_counter() - started < seconds:
-        for kept, pool in zip(times, pools, strict=True):
-            at = time.perf_counter()
-            pool.step()
-            kept.append(time.perf_counter() - at)
-    for contestant, n, kept in zip(contestants, rows, times, strict=True):
-        low, middle, high = np.percentile(kept, [10, 50, 90])
-        yield {
-            "model": contestant.name,
-            "position": position,
-            "rows": n,
-            "steps": len(kept),
-            "step_s": float(middle),
-            "step_s_p10": float(low),
-            "step_s_p90": float(high),
-            "tokens_per_s": n / float(middle),
-            "kv_heads": contestant.shape.kv_heads,
-            "cache": contestant.shape.cache,
-        }
+    pools = {c.name: c.rows_at(n, position) for c, n in zip(contestants, rows, strict=True)}
+    return in_turns({name: pool.step for name, pool in pools.items()}, seconds, at_least=at_least)
 
 
-def with_floor(row: dict[str, Any], shape: LMShape, machine: Machine) -> dict[str, Any]:
-    """``row`` with the analytic floor of its step and the share of it that was reached."""
-    floor = step_seconds(
-        shape, machine, row["rows"], row["position"], weight_item_bytes=ITEM_BYTES, ring_item_bytes=ITEM_BYTES
-    )
-    return row | {"floor_s": floor.total_s, "share_of_floor": floor.total_s / row["step_s"]}
+def row_of(
+    one: Contestant, spread: Spread, machine: Machine, rows: int, position: int, **more: Any
+) -> dict[str, Any]:
+    """One measurement with everything that must be known to believe it."""
+    floor = one.floor(machine, rows, position)
+    return {
+        "model": one.name,
+        "kv_heads": one.shape.kv_heads,
+        "cache": one.cache,
+        "precision": one.dtype,
+        "position": position,
+        "rows": rows,
+        "steps": spread.count,
+        "step_s": spread.median,
+        "step_s_p10": spread.low,
+        "step_s_p90": spread.high,
+        "tokens_per_s": rows / spread.median,
+        "floor_s": floor.total_s,
+        "bound_by": "bandwidth" if floor.bytes_s >= floor.flops_s else "products",
+        "share_of_floor": floor.total_s / spread.median,
+        **more,
+    }
 
 
 def rows_in_budget(shape: LMShape, tokens: int, budget_bytes: int) -> int:
-    """Sessions of ``tokens`` whose state fills ``budget_bytes``, at least one.
+    """Sessions of ``tokens`` whose state fills ``budget_bytes``, at least one."""
+    return max(1, budget_bytes // held_bytes(shape, tokens))
 
-    The ping-pong copy of the state is counted: an engine that reads one set and writes the other needs both.
-    """
-    return max(1, budget_bytes // (2 * shape.session_bytes(tokens, ITEM_BYTES)))
+
+def held_bytes(shape: LMShape, tokens: int) -> int:
+    """Bytes the runtime keeps for one session: its recurrent state twice, as a step reads one set and writes
+    the other, and its rings once, as they are changed in place."""
+    return shape.session_bytes(tokens, RING_BYTES) + shape.recurrent_bytes

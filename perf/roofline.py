@@ -1,24 +1,29 @@
-"""What this machine can do: read bandwidth and matrix-product rate, measured with numpy.
+"""What this machine can do: read and copy bandwidth and matrix-product rate, measured with numpy.
 
     python -m speechssm.perf.roofline
 
-Both are the best of several passes over buffers far larger than the caches, with all cores: the ceiling
-other figures are held against.
+The best of several passes, piece by piece, with all cores: the ceiling other figures are held against.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
 BUFFER_BYTES = 256 << 20
-"""Bytes each thread reads in one pass: larger than any cache."""
+"""Bytes each thread goes through in one pass: larger than any cache it has for itself."""
+PIECE_BYTES = 8 << 20
+"""Bytes between two looks at the clock: a piece takes less than a time slice of a busy machine."""
 
 
 @dataclass(frozen=True)
@@ -31,37 +36,59 @@ class Roofline:
     gemm_flops_per_s: float
 
 
-def measure(*, threads: int | None = None, passes: int = 5, size: int = 1536) -> Roofline:
-    """Best of ``passes`` of each: summing a buffer, copying it (read and written bytes), a float32 product.
+def measure(*, threads: int | None = None, passes: int = 5, size: int = 512) -> Roofline:
+    """Reading a buffer, copying it (read and written bytes), and a float32 product, each in ``threads`` threads.
 
-    ``size`` is the side of the square matrices. ``threads`` None uses every core.
+    Of every piece of a buffer the best of ``passes`` counts: what a busy machine takes away in between is not
+    the memory's. A product of ``size`` squared is one piece. ``threads`` None uses every core.
     """
     threads = threads or os.cpu_count() or 1
-    count = BUFFER_BYTES // 8
-    sources = [np.ones(count) for _ in range(threads)]
-    targets = [np.empty(count) for _ in range(threads)]
-    a = np.random.default_rng(0).standard_normal((size, size)).astype(np.float32)
+    count = BUFFER_BYTES // 4
+    rng = np.random.default_rng(0)
+    sources = [np.full(count, 1, np.float32) for _ in range(threads)]
+    targets = [np.full(count, 2, np.float32) for _ in range(threads)]
+    factor = rng.standard_normal((size, size), np.float32)
+    piece = PIECE_BYTES // 4
+    cuts = [slice(at, at + piece) for at in range(0, count, piece)]
+
+    def read(i: int) -> list[float]:
+        return _each(cuts, lambda cut: sources[i][cut].max())
+
+    def copy(i: int) -> list[float]:
+        return _each(cuts, lambda cut: np.copyto(targets[i][cut], sources[i][cut]))
+
     with ThreadPoolExecutor(threads) as pool:
 
-        def best(job: object, *arguments: list[np.ndarray]) -> float:
-            assert callable(job)
-            shortest = float("inf")
-            for _ in range(passes):
-                started = time.perf_counter()
-                list(pool.map(job, *arguments))
-                shortest = min(shortest, time.perf_counter() - started)
-            return shortest
+        def best(job: Callable[[int], list[float]]) -> float:
+            """Seconds of the pieces of one thread, each at its best, averaged over the threads."""
+            times = np.array([list(pool.map(job, range(threads))) for _ in range(passes)])
+            return float(times.min(axis=0).sum(axis=1).mean())
 
-        # A bitwise reduction reads at memory speed; a float sum is bound by its additions.
-        read = best(lambda x: np.bitwise_or.reduce(x.view(np.int64)), sources)
-        copy = best(lambda y, x: np.copyto(y, x), targets, sources)
-    gemm = float("inf")
-    for _ in range(passes):
+        copying = 2 * threads * BUFFER_BYTES / best(copy)
+        # Memory that is copied at a rate can be read at it, so a slower reading was disturbed.
+        reading = max(threads * BUFFER_BYTES / best(read), copying)
+    with _blas_threads(threads):
+        product = min(_each(cuts * passes, lambda _: factor @ factor))
+    return Roofline(threads, reading, copying, 2 * size**3 / product)
+
+
+def _blas_threads(threads: int) -> AbstractContextManager[object]:
+    """numpy's products in ``threads`` threads, where threadpoolctl is installed; else in as many as it likes."""
+    try:
+        limits: Any = importlib.import_module("threadpoolctl").threadpool_limits
+    except ImportError:
+        return nullcontext()
+    context: AbstractContextManager[object] = limits(threads)
+    return context
+
+
+def _each(cuts: Sequence[slice], job: Callable[[slice], object]) -> list[float]:
+    times = []
+    for cut in cuts:
         started = time.perf_counter()
-        a @ a
-        gemm = min(gemm, time.perf_counter() - started)
-    total = threads * count * 8
-    return Roofline(threads, total / read, 2 * total / copy, 2 * size**3 / gemm)
+        job(cut)
+        times.append(time.perf_counter() - started)
+    return times
 
 
 def main() -> None:

@@ -41,6 +41,7 @@ def build_lm_step(shape: LMShape, stored: int = FLOAT, *, logits: bool = False) 
     rotation = n.rotation(position) if "attention" in shape.blocks else None
     new: dict[str, str] = {}
     checks: list[str] = []
+    written: list[tuple[str, str, str]] = []
     x = n.embed(token)
     for i, block in enumerate(shape.blocks):
         name = f"L{i:02d}"
@@ -66,8 +67,7 @@ def build_lm_step(shape: LMShape, stored: int = FLOAT, *, logits: bool = False) 
                 key, value = state[f"{name}_key"], state[f"{name}_value"]
                 attended, scores = n.attend(q, k, v, key, value, column)
                 y = n.linear(attended, f"{name}.out", shape.heads * shape.head_dim, shape.width)
-                new[f"{name}_key"] = n.write_ring(key, k, column, active_column)
-                new[f"{name}_value"] = n.write_ring(value, v, column, active_column)
+                written += [(f"{name}_key", key, k), (f"{name}_value", value, v)]
                 # The scores stand for the keys in the ring: an infinite key may get no weight and so stay
                 # unseen in the output. An infinite value is always seen there.
                 checks += [n.finite_zero(scores), n.finite_zero(k), n.finite_zero(v), *n.unseen(attended)]
@@ -81,6 +81,13 @@ def build_lm_step(shape: LMShape, stored: int = FLOAT, *, logits: bool = False) 
     if shape.cache == "grow":
         checks += n.overflow(state["L00_key"], new["position"])
     health = _health(g, shape, new, [*checks, finite])
+    # Rings are written last, at slots that are known only once the step's result is: everything that reads
+    # a ring has then run, so an engine may write it where it lies, and a step that fails has written none.
+    # Health is never below zero, so what is added is zero; an engine cannot know that.
+    late = g.op("Cast", g.op("Less", health, g.const(np.float32(0))), to=INT64)
+    column = g.op("Add", column, g.op("Unsqueeze", late, g.const([1])))
+    for name, ring, value in written:
+        new[name] = n.write_ring(ring, value, column, active_column)
     health = g.op("Where", active, health, g.const(np.float32(0)))
     g.output("token_out", chosen, INT64, ("b",))
     g.output("logprob", logprob, FLOAT, ("b",))

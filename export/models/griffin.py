@@ -48,8 +48,10 @@ def lm_state(shape: LMShape) -> tuple[StateTensor, ...]:
             )
             tensors.append(StateTensor(name=f"L{i:02d}_lru", kind="lru", shape=(shape.lru_width,)))
         else:
-            tensors.append(StateTensor(name=f"L{i:02d}_key", kind="key", shape=ring, grows=grows))
-            tensors.append(StateTensor(name=f"L{i:02d}_value", kind="value", shape=ring, grows=grows))
+            for kind in ("key", "value"):
+                tensors.append(
+                    StateTensor(name=f"L{i:02d}_{kind}", kind=kind, shape=ring, grows=grows, in_place=True)
+                )
     return tuple(tensors)
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
 
 from speechssm.bundle import limits
 from speechssm.bundle.shapes import LMShape, griffin_blocks
-from speechssm.export.models.griffin import rotate_half
+from speechssm.export.models.griffin import lm_state, rotate_half
+from speechssm.export.models.transformer import transformer_shape
 from tests.doubles.lm import TINY, ToyLM, rows_of, same, toy_lm
 
 ODD = {
@@ -218,3 +221,42 @@ def test_rotary_angles_do_not_drift(position: int, tmp_path: Path) -> None:
         key = layer.temporal.k(x).unflatten(-1, (1, 64))
         expected = rotate_half(key, torch.tensor([[position]]), shape.rope_base).numpy()
     assert np.abs(after["L00_key"][0, position % 4] - expected[0]).max() < 2e-6
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [TINY, transformer_shape(TINY, "mqa"), transformer_shape(TINY, "mha", capacity=16)],
+    ids=["griffin", "mqa", "mha"],
+)
+def test_whatever_reads_a_ring_runs_before_it_is_written(shape: LMShape, tmp_path: Path) -> None:
+    """In the graph as ONNX Runtime optimises it: what lets a ring be one buffer for input and output."""
+    toy_lm(tmp_path, shape)
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    onnxruntime.InferenceSession(str(tmp_path / "lm_step.onnx"), options, providers=["CPUExecutionProvider"])
+    nodes = onnx.load(str(tmp_path / "optimised.onnx"), load_external_data=False).graph.node
+    maker = {name: node for node in nodes for name in node.output}
+
+    def before(node: onnx.NodeProto) -> set[str]:
+        found, todo = {node.name}, list(node.input)
+        while todo:
+            made = maker.get(todo.pop())
+            if made is not None and made.name not in found:
+                found.add(made.name)
+                todo += made.input
+        return found
+
+    rings = [s.name for s in lm_state(shape) if s.in_place]
+    assert rings
+    for ring in rings:
+        write = maker[f"out_{ring}"]
+        assert write.op_type == "ScatterND"
+        assert write.input[0] == f"in_{ring}", "anything between would be a copy"
+        readers = {
+            node.name for node in nodes if f"in_{ring}" in node.input and node.op_type not in ("Shape",)
+        }
+        # What only looks at it in another shape is not a reader; whoever takes that is.
+        views = {node.output[0] for node in nodes if node.name in readers and node.op_type == "Reshape"}
+        readers |= {node.name for node in nodes if views & set(node.input)}
+        assert len(readers) >= 3
+        assert readers <= before(write)

@@ -136,7 +136,9 @@ def test_every_import_is_declared() -> None:
 
 def _import_name(requirement: str) -> str:
     name = requirement.split(">")[0].split("=")[0].split("[")[0].strip()
-    return {"onnxruntime-gpu": "onnxruntime", "cuda-python": "cuda"}.get(name, name.replace("-", "_"))
+    return {"onnxruntime-gpu": "onnxruntime", "cuda-python": "cuda", "py-cpuinfo": "cpuinfo"}.get(
+        name, name.replace("-", "_")
+    )
 
 
 def test_the_modules_of_the_links_are_walked() -> None:

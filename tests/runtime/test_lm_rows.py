@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from speechssm.engines.ort import OrtGraph
-from speechssm.errors import SessionFailed, SettingsError, SnapshotError
+from speechssm.errors import EngineError, SessionFailed, SettingsError, SnapshotError
 from speechssm.runtime.lm import CHUNK_TOKENS, PREFETCH, LMRows
 from speechssm.runtime.settings import SamplerSettings
+from speechssm.runtime.state import StateBuffers
 from tests.doubles.lm import ToyLM, toy_lm
 
 FULL = SamplerSettings()
@@ -216,3 +217,45 @@ def test_a_row_of_another_model_is_refused(toy: ToyLM) -> None:
         rows.load(0, type(saved)(state, 0, 0, 0, FULL))
     with pytest.raises(SnapshotError, match="vocabulary"):
         rows.load(0, type(saved)(saved.state, 64, 0, 0, FULL))
+
+
+def test_rings_written_in_place_equal_rings_that_are_copied(toy: ToyLM, rng: np.random.Generator) -> None:
+    """Over several windows, with rows that pause, leave and arrive: every state tensor, bit for bit."""
+    pools = [LMRows(toy.language_model(), 4) for _ in range(2)]
+    pools[1].state = StateBuffers(pools[1].lm.schema, 4)
+    pools[1]._bindings.clear()
+    rings = [s.name for s in toy.language_model().schema if s.kind in ("key", "value")]
+    assert all(pools[0].state.sets[0][name] is pools[0].state.sets[1][name] for name in rings)
+    assert all(pools[1].state.sets[0][name] is not pools[1].state.sets[1][name] for name in rings)
+    prompts = [prompt(toy, rng, int(rng.integers(1, 40))) for _ in range(4)]
+    for pool in pools:
+        for row, tokens in enumerate(prompts):
+            admit(pool, row, tokens, seed=row)
+    for step in range(4 * toy.shape.window):
+        active = rng.random(4) < 0.7
+        if step % 13 == 5:
+            row, tokens = int(rng.integers(4)), prompt(toy, rng, 3)
+            for pool in pools:
+                admit(pool, row, tokens, seed=step)
+        said = []
+        for pool in pools:
+            pool.active[:] = active
+            said.append(pool.step().tokens[active].tolist())
+        assert said[0] == said[1]
+    for name in pools[0].state.current:
+        assert pools[0].state.current[name].tobytes() == pools[1].state.current[name].tobytes(), name
+
+
+def test_a_step_that_fails_has_written_no_ring(toy: ToyLM, rng: np.random.Generator) -> None:
+    """A token outside the table stops the engine in the middle of a step: the state is as it was."""
+    rows = LMRows(toy.language_model(), 2)
+    for row in range(2):
+        admit(rows, row, prompt(toy, rng, 30), seed=row)
+    kept = {name: array.copy() for name, array in rows.state.current.items()}
+    token = int(rows._token[1])
+    rows._token[1] = 10**6
+    with pytest.raises(EngineError):
+        rows.step()
+    assert all(rows.state.current[name].tobytes() == kept[name].tobytes() for name in kept)
+    rows._token[1] = token
+    assert rows.step().failed == ()

@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Iterable
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from .shapes.base import Shape
 
@@ -23,6 +23,15 @@ class StateTensor(Shape):
     grows: bool = False
     """True for the cache of a Transformer that keeps every token: ``shape`` is that of one block of slots,
     and the host gives the graph as many blocks as hold ``position + 1`` tokens (axis s)."""
+    in_place: bool = False
+    """True where ``lm_step`` is done with the input before it writes the output, so that an engine that can
+    may be given one buffer for both: a ring is then changed where it lies and never copied."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.in_place and self.kind not in ("key", "value"):
+            raise ValueError(f"state tensor {self.name} is no ring, so it cannot be written in place")
+        return self
 
     @property
     def axes(self) -> tuple[str | int, ...]:

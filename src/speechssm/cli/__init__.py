@@ -13,7 +13,7 @@ import typer
 import speechssm
 from speechssm.errors import SpeechSSMError, one_line
 
-from . import batch, bundles, doctor, engines, ext, generate, plan, stopping
+from . import batch, bench, bundles, doctor, engines, ext, generate, plan, stopping
 
 app = typer.Typer(
     help="Continue speech from a prompt recording, for as long as asked.",
@@ -29,6 +29,7 @@ app.command()(bundles.verify)
 app.command()(engines.build)
 app.command()(engines.explain)
 app.command()(plan.plan)
+app.command()(bench.bench)
 app.command()(doctor.doctor)
 app.add_typer(ext.app, name="ext")
 

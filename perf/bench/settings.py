@@ -1,0 +1,28 @@
+"""What ``speechssm bench`` was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class BenchSettings:
+    """Shared by all benchmarks.
+
+    ``bundle`` None takes the voice that ships or, without one, the ``demo`` preset with random weights.
+    ``shape`` names what ``bench lm`` compares, ``budget_bytes`` the memory its rows may fill. ``delay_s``
+    sleeps that long in every call of the graph it names: the self-test of the stage clock.
+    """
+
+    quick: bool = False
+    bundle: Path | None = None
+    provider: Literal["cpu", "cuda"] = "cpu"
+    threads: int = 0
+    shape: str = "40m"
+    dtype: str = "float32"
+    budget_bytes: int = 2 << 30
+    sessions: int = 8
+    delay_s: Mapping[str, float] = field(default_factory=dict)
