@@ -1,4 +1,4 @@
-"""Other people's samplers in the same run: tokens a second of one session, in turns with ours.
+"""``speechssm bench peers``: other people's samplers, tokens a second of one session, in turns with ours.
 
 Hugging Face ``RecurrentGemma.generate`` (eager and compiled), Google DeepMind's PyTorch sampler, and the
 exported Transformers. Each generates ``TOKENS`` at a time from a fresh short prompt, as their interfaces
@@ -12,55 +12,63 @@ import importlib
 import importlib.util
 import logging
 import sys
+import time
 import types
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from speechssm.bundle.shapes import LMShape
 
-from .bench.result import Cell, Figure, Plot, Series, Table, measured, missing
+from .bench.result import Cell, Figure, Plot, Section, Series, Table, measured, missing
 from .bench.run import Bench
 from .bench.timing import Spread, in_turns
-from .lm import Contestant
+from .contest import models_of
+from .lm import Contestant, contestant
 
 TOKENS, PROMPT = 64, 8
 """Tokens of one turn, and of the prompt in front of them: below every window, where all agree."""
-
-
-@dataclass(frozen=True)
-class Peers:
-    """Parts of a section."""
-
-    figures: tuple[Figure, ...]
-    tables: tuple[Table, ...]
-    plots: tuple[Plot, ...]
 
 
 class Absent(Exception):
     """Why a peer takes no part."""
 
 
-def peers(bench: Bench, griffin: Contestant, transformers: Sequence[Contestant]) -> Peers:
+def run(bench: Bench) -> Section:
     """Everybody who is here, in turns."""
-    threads = bench.settings.threads
-    jobs: dict[str, Callable[[], object]] = {f"speechssm, {griffin.name}": ours(griffin)}
-    jobs |= {f"speechssm, {one.name}": ours(one) for one in transformers}
+    started = time.perf_counter()
+    settings = bench.settings
+    models = [
+        contestant(name, shape, bench.work / f"peer-{name}", options=bench.options)
+        for name, shape in models_of(settings.shape).items()
+    ]
+    griffin = models[0]
+    jobs: dict[str, Callable[[], object]] = {f"speechssm, {one.name}": ours(one) for one in models}
     absent: dict[str, str] = {}
-    for name, make in _others(griffin.shape, quick=bench.settings.quick):
+    for name, make in _others(quick=settings.quick):
         bench.say(f"peer: {name} ...")
         try:
-            job = make(griffin.shape, threads)
+            job = make(griffin.shape, settings.threads)
             job()
             jobs[name] = job
         except Absent as why:
             absent[name] = str(why)
         except Exception as error:  # somebody else's code may fail in any way; the report says how
-            absent[name] = (
-                f"it failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-            )
-    found = in_turns(jobs, 3.0 if bench.settings.quick else 20.0, at_least=3)
-    return Peers(tuple(_figures(griffin, found, absent)), (_table(found, absent),), (_plot(found),))
+            first = str(error).strip().splitlines()[:1]
+            absent[name] = f"it failed: {type(error).__name__}: {' '.join(first)}"
+    found = in_turns(jobs, 3.0 if settings.quick else 20.0, at_least=3)
+    return Section(
+        name="peers",
+        title="Peers: other samplers of the same shape",
+        about=(
+            f"{TOKENS} tokens behind a prompt of {PROMPT}, in turns, A B B A, by everybody's own interface; "
+            f"{griffin.shape.parameters / 1e6:.1f} M parameters, float32, random weights of their own. The exported "
+            "Transformers stand beside them at the same short length."
+        ),
+        seconds=time.perf_counter() - started,
+        figures=tuple(_figures(griffin, found, absent)),
+        tables=(_table(found, absent),),
+        plots=(_plot(found),),
+    )
 
 
 def ours(model: Contestant) -> Callable[[], object]:
@@ -74,9 +82,7 @@ def ours(model: Contestant) -> Callable[[], object]:
     return run
 
 
-def _others(
-    shape: LMShape, *, quick: bool
-) -> Iterable[tuple[str, Callable[[LMShape, int], Callable[[], object]]]]:
+def _others(*, quick: bool) -> Iterable[tuple[str, Callable[[LMShape, int], Callable[[], object]]]]:
     def compiled(shape: LMShape, threads: int) -> Callable[[], object]:
         if quick:
             raise Absent("compiling takes minutes: left out of a quick run")

@@ -24,6 +24,7 @@ from .bench.probe import STAGES, Probe
 from .bench.result import Cell, Figure, Plot, Section, Series, Table, measured, missing
 from .bench.run import Bench
 from .player import Playback, play
+from .soak import prompt as prompt_of
 from .steady import rss_bytes
 
 PROMPT_S = 10.0
@@ -70,7 +71,7 @@ class Solo:
 def solo(bench: Bench, schedule: str, seconds: float, *, seed: int = 0, ramp: bool = True) -> Solo:
     """Open a session on a 10 s prompt and take ``seconds`` of speech from it."""
     model, probe = bench.model, bench.probe
-    prompt = service.prompt(PROMPT_S, seed)
+    prompt = prompt_of(PROMPT_S, seed)
     arrivals: list[float] = []
     lengths: list[float] = []
     memory: list[tuple[float, int]] = []

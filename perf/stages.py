@@ -16,6 +16,7 @@ import numpy as np
 from speechssm.axes import SAMPLE_RATE_HZ, TOKEN_FRAMES
 from speechssm.bundle.manifest import GraphEntry
 from speechssm.engines.protocol import Array
+from speechssm.runtime.acoustic import DEFAULT_SCHEDULE, Told
 from speechssm.runtime.windows import SPEAKER_TOKENS
 
 from .bench.result import Cell, Plot, Section, Series, Table, measured
@@ -80,7 +81,7 @@ def run(bench: Bench) -> Section:
             *(
                 measured(
                     f"{stage}: share of its limit", share, "",
-                    least=ACOUSTIC_SHARE if stage.startswith("acoustic") else None,
+                    least=ACOUSTIC_SHARE if stage.startswith("acoustic pass") else None,
                 )
                 for stage, share in shares.items()
             ),
@@ -128,20 +129,26 @@ def calls(bench: Bench) -> Iterator[Call]:
     audio = (0.1 * rng.standard_normal((1, 10 * SAMPLE_RATE_HZ))).astype(np.float32)
     yield Call("tokenize, 10 s", "tokenizer", {"audio": audio}, 10)
     levels, codes = manifest.codec.shape.levels, manifest.codec.shape.codes
-    prompt = SPEAKER_TOKENS
+    vocab, prompt = manifest.acoustic.shape.vocab, SPEAKER_TOKENS
     for tokens, rows in ((50, 1), (manifest.windows.window_tokens, 1), (manifest.windows.window_tokens, 2)):
-        frames = TOKEN_FRAMES * (prompt + tokens)
-        known = np.zeros((rows, levels, frames), np.bool_)
-        known[:, :, : TOKEN_FRAMES * prompt] = True
+        frames = TOKEN_FRAMES * tokens
+        spoken: dict[str, Array] = {
+            "tokens": rng.integers(0, vocab, (rows, prompt)),
+            "codes": rng.integers(0, codes, (rows, levels, TOKEN_FRAMES * prompt)),
+        }
+        told = bench.probe("acoustic_prompt").call(spoken, Told._fields)
+        if rows == 1 and tokens == 50:
+            yield Call("acoustic prompt, 3 s", "acoustic_prompt", spoken, manifest.windows.window_tokens / 25)
         inputs: dict[str, Array] = {
-            "tokens": rng.integers(0, manifest.acoustic.shape.vocab, (rows, prompt + tokens)),
+            "tokens": rng.integers(0, vocab, (rows, tokens)),
             "codes": rng.integers(0, codes, (rows, levels, frames)),
-            "known": known,
+            "known": np.zeros((rows, levels, frames), np.bool_),
             "level": np.array(0, np.int64),
             "temperature": np.array(1, np.float32),
             "noise": rng.random((rows, frames), np.float32),
+            **dict(zip(Told._fields, told, strict=True)),
         }
-        passes = 23
+        passes = DEFAULT_SCHEDULE.passes(levels)
         many = "" if rows == 1 else f", {rows} windows"
         yield Call(
             f"acoustic pass, {tokens / 25:.0f} s{many}", "acoustic", inputs, rows * tokens / 25 / passes

@@ -18,7 +18,6 @@ from .bench.result import Cell, Figure, Plot, Section, Series, Table, measured, 
 from .bench.run import Bench
 from .contest import models_of
 from .lm import RING_BYTES, Contestant, contestant, held_bytes, measure, row_of, rows_in_budget
-from .peers import peers
 
 POSITIONS = (128, 512, 1024, 2048, 4096, 8192, 16_384, 24_000)
 """Tokens said before the step that is timed, one session; 24 000 are 16 minutes."""
@@ -45,7 +44,6 @@ def run(bench: Bench) -> Section:
     one = list(figure_7(bench, models, QUICK if quick else POSITIONS, 0.6 if quick else 3.0))
     filled = list(figure_8(bench, models, QUICK if quick else LENGTHS, budget, 0.6 if quick else 3.0))
     ratios = list(compare(bench, models, filled))
-    others = peers(bench, models[0], models[1:])
     griffin = models[0].shape
     return Section(
         name="lm",
@@ -59,7 +57,7 @@ def run(bench: Bench) -> Section:
             f"A budget of {budget / 2**20:.0f} MiB holds state alone, not weights."
         ),
         seconds=time.perf_counter() - started,
-        figures=(*_figures(one, filled, ratios), *others.figures),
+        figures=tuple(_figures(one, filled, ratios)),
         tables=(
             _table("figure-7", "One session (the paper's Figure 7)", one, [
                 "model", "kv_heads", "cache", "precision", "position", "steps", "step_s", "step_s_p10", "step_s_p90",
@@ -74,10 +72,9 @@ def run(bench: Bench) -> Section:
                 "model", "kv_heads", "length", "at", "griffin_rows", "rows", "ratio", "ceiling", "ratio_over_ceiling",
             ], "One key/value head (MQA) is the efficient baseline; a Transformer with all heads (MHA) reads as "
                "many times more as it has heads. The paper's ratio of 120 is of the second kind."),
-            *others.tables,
         ),
         plots=(
-            _over_position(one), _decode_time(one), _ratio(ratios), _memory(models), *others.plots,
+            _over_position(one), _decode_time(one), _ratio(ratios), _memory(models),
         ),
         facts={"budget_bytes": budget, "held_bytes": {m.name: held_bytes(m.shape, 16_384) for m in models}},
     )  # fmt: skip

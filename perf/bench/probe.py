@@ -19,6 +19,7 @@ STAGES: dict[str, str] = {
     "tokenizer": "tokenize",
     "lm_chunk": "LM prefill",
     "lm_step": "LM",
+    "acoustic_prompt": "acoustic prompt",
     "acoustic": "acoustic",
     "codec_encode": "codec encode",
     "codec_decode": "codec",

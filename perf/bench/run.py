@@ -33,7 +33,9 @@ from .settings import BenchSettings
 BENCHMARKS: dict[str, str] = {
     "roofline": "speechssm.perf.stages",
     "lm": "speechssm.perf.throughput",
+    "peers": "speechssm.perf.peers",
     "pipeline": "speechssm.perf.pipeline",
+    "quality": "speechssm.perf.quality.section",
 }
 """Module of each benchmark, in the order ``all`` runs them."""
 VOICE = Path(speechssm.__file__).parent / "voices" / "demo"

@@ -13,7 +13,8 @@ class BenchSettings:
     """Shared by all benchmarks.
 
     ``bundle`` None takes the voice that ships or, without one, the ``demo`` preset with random weights.
-    ``shape`` names what ``bench lm`` compares, ``budget_bytes`` the memory its rows may fill. ``delay_s``
+    ``shape`` names what ``bench lm`` compares, ``budget_bytes`` the memory its rows may fill. ``models``
+    gives judges' paths by role (:mod:`speechssm.perf.quality.judges`), ``judge`` a command. ``delay_s``
     sleeps that long in every call of the graph it names: the self-test of the stage clock.
     """
 
@@ -25,4 +26,9 @@ class BenchSettings:
     dtype: str = "float32"
     budget_bytes: int = 2 << 30
     sessions: int = 8
+    minutes: float | None = None
+    models: Mapping[str, str] = field(default_factory=dict)
+    judge: str | None = None
+    speech: Path | None = None
+    librispeech_long: Path | None = None
     delay_s: Mapping[str, float] = field(default_factory=dict)

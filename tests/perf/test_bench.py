@@ -26,9 +26,11 @@ from speechssm.perf.throughput import break_even
 from tests.cli.test_generate import run
 
 PLOTS = {
-    "lm": {"time-per-token", "decode-time", "throughput-ratio", "state-over-minutes", "peers"},
+    "lm": {"time-per-token", "decode-time", "throughput-ratio", "state-over-minutes"},
+    "peers": {"peers"},
     "pipeline": {"stage-shares", "session-scaling"},
     "roofline": {"stage-limits"},
+    "quality": {"quality-silence", "quality-repetition", "quality-entropy"},
 }
 
 
@@ -105,7 +107,7 @@ def test_the_language_models_rows_say_what_must_be_known(written: tuple[Path, st
     at_end = [row for row in ratios if row["at"] == "end" and row["model"] == "transformer-mha"]
     fits = [row["griffin_rows"] / row["rows"] for row in at_end]
     assert fits == sorted(fits)
-    peers = tables["peers"]
+    (peers,) = read(written[0] / JSON).section("peers").tables
     assert {row[0] for row in peers.rows} >= {"Hugging Face, eager", "Google DeepMind, PyTorch"}
     for row in peers.rows:
         assert (row[1] is None) == bool(row[-1]), "a peer that is absent is null with the reason"

@@ -20,20 +20,33 @@ class What(StrEnum):
     """Benchmarks by name."""
 
     LM = "lm"
+    PEERS = "peers"
     PIPELINE = "pipeline"
     ROOFLINE = "roofline"
+    QUALITY = "quality"
     ALL = "all"
 
 
 def bench(
-    what: Annotated[What, typer.Argument(help="lm, pipeline, roofline, or all of them.")],
+    what: Annotated[What, typer.Argument(help="lm, peers, pipeline, roofline, quality, or all of them.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the report.")],
     quick: Annotated[bool, typer.Option("--quick", help="Two minutes: rough figures, every part.")] = False,
     bundle: Annotated[Path | None, typer.Option(help="Bundle folder.")] = None,
-    preset: Annotated[str, typer.Option(help="Shape that 'lm' compares: 40m, tiny, demo, 2b or 9b.")] = "40m",
+    preset: Annotated[
+        str, typer.Option(help="Shape of 'lm' and 'peers': 40m, tiny, demo, 2b or 9b.")
+    ] = "40m",
     dtype: Annotated[str, typer.Option(help="Weights of 'lm', as for export.")] = "float32",
     budget: Annotated[str, typer.Option(help="Memory that 'lm' fills with sessions.")] = "2GiB",
     sessions: Annotated[int, typer.Option(min=1, max=1024, help="Most sessions tried in real time.")] = 8,
+    minutes: Annotated[float | None, typer.Option(help="Speech that 'quality' judges, up to 24.")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="ROLE=PATH of a judge's model; repeatable.")] = None,
+    judge: Annotated[str | None, typer.Option(help="Command that picks one of two transcripts.")] = None,
+    speech: Annotated[
+        Path | None, typer.Option(help="Recordings for 'quality' to judge instead of new speech.")
+    ] = None,
+    librispeech_long: Annotated[
+        Path | None, typer.Option(help="LibriSpeech-Long folder: prompts and ground truth for 'quality'.")
+    ] = None,
     provider: Annotated[Provider, typer.Option(help="Execution provider.")] = Provider.CPU,
     threads: Annotated[int, typer.Option(min=0, help="Threads of one engine call; 0 takes every core.")] = 0,
 ) -> None:
@@ -49,7 +62,8 @@ def bench(
 
     settings = BenchSettings(
         quick=quick, bundle=bundle, provider=provider.value, threads=threads, shape=preset, dtype=dtype,
-        budget_bytes=size_bytes(budget), sessions=sessions,
+        budget_bytes=size_bytes(budget), sessions=sessions, minutes=minutes, models=_paths(model or []),
+        judge=judge, speech=speech, librispeech_long=librispeech_long,
     )  # fmt: skip
     if out.exists() and not out.is_dir():
         raise SettingsError(f"{out} is a file: give a folder for the report")
@@ -58,6 +72,22 @@ def bench(
     write(report, out)
     print(f"{out / 'report.html'}: {len(report.sections)} sections in {report.seconds:.0f} s")
     print(summary(report))
+
+
+def _paths(words: list[str]) -> dict[str, str]:
+    from speechssm.perf.quality.judges import ROLES
+
+    found = {}
+    for word in words:
+        role, equals, path = word.partition("=")
+        if not equals or not path:
+            raise SettingsError(f"--model is {word!r}: write ROLE=PATH, such as speaker=voice.onnx")
+        if role not in ROLES:
+            raise SettingsError(f"--model names no role {role!r}: choose one of {', '.join(ROLES)}")
+        if not Path(path).exists():
+            raise SettingsError(f"--model {word}: there is no file or folder {path}")
+        found[role] = path
+    return found
 
 
 def _command() -> str:

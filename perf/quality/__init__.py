@@ -1,0 +1,1 @@
+"""Quality of long speech: by the minute, at the joins, and in words."""
