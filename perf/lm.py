@@ -28,7 +28,7 @@ from speechssm.export.storage import STORED, Storage, stored_weights
 from speechssm.runtime.lm import LanguageModel, LMRows
 from speechssm.runtime.settings import SamplerSettings
 
-from .bench.timing import Spread, in_turns
+from .bench.timing import Clock, Spread, in_turns
 from .capacity import Machine, StepFloor, step_seconds
 
 WEIGHT_BYTES: dict[str, float] = {
@@ -108,10 +108,13 @@ def measure(
     *,
     seconds: float = 2.0,
     at_least: int = 3,
+    clock: Clock = "wall",
 ) -> dict[str, Spread]:
     """Seconds per step of each contestant with its own number of ``rows``, in turns for ``seconds`` in all."""
     pools = {c.name: c.rows_at(n, position) for c, n in zip(contestants, rows, strict=True)}
-    return in_turns({name: pool.step for name, pool in pools.items()}, seconds, at_least=at_least)
+    return in_turns(
+        {name: pool.step for name, pool in pools.items()}, seconds, at_least=at_least, clock=clock
+    )
 
 
 def row_of(

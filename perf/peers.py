@@ -55,14 +55,14 @@ def run(bench: Bench) -> Section:
         except Exception as error:  # somebody else's code may fail in any way; the report says how
             first = str(error).strip().splitlines()[:1]
             absent[name] = f"it failed: {type(error).__name__}: {' '.join(first)}"
-    found = in_turns(jobs, 3.0 if settings.quick else 20.0, at_least=3)
+    found = in_turns(jobs, 3.0 if settings.quick else 20.0, at_least=3, clock=settings.clock)
     return Section(
         name="peers",
         title="Peers: other samplers of the same shape",
         about=(
             f"{TOKENS} tokens behind a prompt of {PROMPT}, in turns, A B B A, by everybody's own interface; "
             f"{griffin.shape.parameters / 1e6:.1f} M parameters, float32, random weights of their own. The exported "
-            "Transformers stand beside them at the same short length."
+            f"Transformers stand beside them at the same short length. {bench.clock_words}"
         ),
         seconds=time.perf_counter() - started,
         figures=tuple(_figures(griffin, found, absent)),

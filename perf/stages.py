@@ -53,7 +53,8 @@ def run(bench: Bench) -> Section:
         graph = bench.probe(call.graph)
         outputs = [value.name for value in entry.outputs]
         job = {"call": lambda graph=graph, call=call, outputs=outputs: graph.call(call.inputs, outputs)}
-        spread = in_turns(job, 0.5 if bench.settings.quick else 3.0, at_least=3)["call"]
+        seconds = 0.5 if bench.settings.quick else 3.0
+        spread = in_turns(job, seconds, at_least=3, clock=bench.settings.clock)["call"]
         bytes_s = counted.weight_bytes / machine.read_bytes_per_s
         flops_s = counted.flops / machine.gemm_flops_per_s
         limit = max(bytes_s, flops_s)
@@ -71,7 +72,7 @@ def run(bench: Bench) -> Section:
             f"Best of several passes with {machine.threads} threads, piece by piece: reading and copying buffers of "
             "256 MiB a thread, a product of two 512 x 512 float32 matrices by numpy. A stage's operations are those of "
             "its products and convolutions, counted in its graph at the shapes of the call; everything else a "
-            "stage does (norms, softmax, sampling, copies) is overhead here."
+            f"stage does (norms, softmax, sampling, copies) is overhead here. {bench.clock_words}"
         ),
         seconds=time.perf_counter() - started,
         figures=(

@@ -54,7 +54,7 @@ def run(bench: Bench) -> Section:
             "values, random weights. The Transformers have the same width, depth and MLP, and keep every key. All "
             "are exported by the same code and run by the same runtime, in turns (A B B A); a time is the median of "
             "its steps. A floor is what a step must read and multiply, at the rates measured in this run. "
-            f"A budget of {budget / 2**20:.0f} MiB holds state alone, not weights."
+            f"A budget of {budget / 2**20:.0f} MiB holds state alone, not weights. {bench.clock_words}"
         ),
         seconds=time.perf_counter() - started,
         figures=tuple(_figures(one, filled, ratios)),
@@ -87,7 +87,9 @@ def figure_7(
     last: dict[str, tuple[int, float, float]] = {}
     for position in positions:
         bench.say(f"one session at token {position} ...")
-        found = measure(models, position, [1] * len(models), seconds=seconds, at_least=5)
+        found = measure(
+            models, position, [1] * len(models), seconds=seconds, at_least=5, clock=bench.settings.clock
+        )
         for model in models:
             now = found[model.name].median
             # Before the first position a step is taken to cost what it does there; a line joins the others.
@@ -105,7 +107,7 @@ def figure_8(
         rows = [rows_in_budget(model.shape, length, budget) for model in models]
         for at, position in (("end", length), ("middle", length // 2)):
             bench.say(f"{rows} sessions of {length} tokens, {at} ...")
-            found = measure(models, position, rows, seconds=seconds)
+            found = measure(models, position, rows, seconds=seconds, clock=bench.settings.clock)
             for model, count in zip(models, rows, strict=True):
                 yield row_of(model, found[model.name], bench.machine, count, position, length=length, at=at)
 

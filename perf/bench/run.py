@@ -57,6 +57,13 @@ class Bench:
         """How engines are opened."""
         return OrtOptions(provider=self.settings.provider, threads=self.settings.threads)
 
+    @property
+    def clock_words(self) -> str:
+        """Which clock times are of, for the reader of a section."""
+        if self.settings.clock == "wall":
+            return "Times are by the clock on the wall."
+        return "Times are processor time of one thread: the machine was busy with other work."
+
     @cached_property
     def roofline(self) -> Roofline:
         """Measured once, so that every section is held against the same ceilings."""

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from .timing import Clock
+
 
 @dataclass(frozen=True)
 class BenchSettings:
@@ -22,6 +24,7 @@ class BenchSettings:
     bundle: Path | None = None
     provider: Literal["cpu", "cuda"] = "cpu"
     threads: int = 0
+    clock: Clock = "wall"
     shape: str = "40m"
     dtype: str = "float32"
     budget_bytes: int = 2 << 30

@@ -16,6 +16,13 @@ from .generate import Provider
 from .plan import size_bytes
 
 
+class Clock(StrEnum):
+    """What times are of."""
+
+    WALL = "wall"
+    CPU = "cpu"
+
+
 class What(StrEnum):
     """Benchmarks by name."""
 
@@ -47,6 +54,9 @@ def bench(
     librispeech_long: Annotated[
         Path | None, typer.Option(help="LibriSpeech-Long folder: prompts and ground truth for 'quality'.")
     ] = None,
+    clock: Annotated[
+        Clock, typer.Option(help="wall, or cpu on a busy machine, with one thread.")
+    ] = Clock.WALL,
     provider: Annotated[Provider, typer.Option(help="Execution provider.")] = Provider.CPU,
     threads: Annotated[int, typer.Option(min=0, help="Threads of one engine call; 0 takes every core.")] = 0,
 ) -> None:
@@ -60,7 +70,10 @@ def bench(
             f"benchmarks need {error.name or error}, which is not installed: run 'pip install speechssm[perf,export]'"
         ) from error
 
+    if clock is Clock.CPU and threads != 1:
+        raise SettingsError("processor time adds up over threads: give --threads 1 with --clock cpu")
     settings = BenchSettings(
+        clock=clock.value,
         quick=quick, bundle=bundle, provider=provider.value, threads=threads, shape=preset, dtype=dtype,
         budget_bytes=size_bytes(budget), sessions=sessions, minutes=minutes, models=_paths(model or []),
         judge=judge, speech=speech, librispeech_long=librispeech_long,
