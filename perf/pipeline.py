@@ -149,7 +149,11 @@ def _bisect(bench: Bench, schedule: str) -> dict[str, Any]:
     quick = bench.settings.quick
     most = min(bench.settings.sessions, 2) if quick else bench.settings.sessions
     bench.say(f"pipeline: real-time sessions, schedule {schedule}, at most {most} ...")
-    return service.bisect(bench.model, most, 0.05 if quick else 0.75, schedule, ramp=True)
+
+    def load(sessions: int, minutes: float) -> dict[str, Any]:
+        return service.load(bench.model, sessions, minutes, schedule, ramp=True)
+
+    return service.bisect(load, most, 0.05 if quick else 0.75, 0.05 if quick else 0.5)
 
 
 def _section(
@@ -171,7 +175,7 @@ def _section(
             "taken around every engine call; the host's is what no engine took. First audio is from open() on a "
             "loaded model to the first sample. Speech is taken as fast as it comes; a player that starts at "
             "the first piece says what a listener would have heard. The sessions at once are listeners in real time, "
-            f"arriving over {service.STAGGER_S:.0f} s or a quarter of the load's length."
+            f"one every {service.EVERY_S:g} s, within half of the load's length."
         ),
         seconds=seconds,
         figures=tuple(_figures(firsts, runs, test, loads)),
