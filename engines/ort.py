@@ -138,7 +138,7 @@ class OrtGraph:
 
         ONNX Runtime scatters into an input that is bound to its output without copying it.
         """
-        return frozenset(s.name for s in self.entry.state if s.in_place and self._device == "cpu")
+        return frozenset(s.name for s in self.entry.state if s.in_place and self.provider == PROVIDERS["cpu"])
 
     def zeros(self, shape: Sequence[int], dtype: str) -> Array:
         """See :class:`Graph`: plain memory, which ONNX Runtime shares with numpy."""
