@@ -38,7 +38,7 @@ Report = dict[str, Any]
 
 def machine() -> Report:
     """What there is."""
-    found = {}
+    found: dict[str, str | None] = {}
     for name in PACKAGES:
         try:
             found[name] = metadata.version(name)
@@ -166,7 +166,7 @@ def parts(out: Path, quick: bool) -> list[tuple[str, Callable[[], Report]]]:
         ("device", device_tests),
         ("kernels", lambda: kernels(out)),
         *(
-            (name, lambda f=f, p=p, a=a: engine_steps(f, p, "float32", 3, 200, aliased=a))  # type: ignore[misc]
+            (name, lambda f=f, p=p, a=a: engine_steps(f, p, "float32", 3, 200, aliased=a))
             for name, f, p, a in small
         ),
     ]
@@ -200,7 +200,7 @@ def main() -> int:
     wrong = False
     for preset in ("cuda", "tensorrt"):
         try:
-            build(preset)  # type: ignore[arg-type]
+            build(preset)
         except SpeechSSMError as error:
             report[f"build {preset}"] = {"not_run": str(error)}
     try:
