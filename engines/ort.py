@@ -214,6 +214,7 @@ _ORT_TYPES = {
     "tensor(float16)": "float16",
     "tensor(int64)": "int64",
     "tensor(int32)": "int32",
+    "tensor(int8)": "int8",
     "tensor(bool)": "bool",
 }
 

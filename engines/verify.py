@@ -50,7 +50,7 @@ def _sizes(manifest: Manifest, graph: str) -> dict[str, int]:
     samples = frames * FRAME_SAMPLES if graph == "codec_decode" else tokens * TOKEN_SAMPLES
     if graph == "codec_encode":
         frames = samples // FRAME_SAMPLES
-    return {"b": 2, "t": tokens, "f": frames, "n": samples}
+    return {"b": 2, "t": tokens, "f": frames, "n": samples, "s": manifest.lm.shape.window}
 
 
 def _shape(graph: str, value: Value, sizes: dict[str, int]) -> tuple[int, ...]:

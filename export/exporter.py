@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 
 import speechssm
+from speechssm.bundle import limits
 from speechssm.bundle.manifest import (
     AcousticPart,
     CodecPart,
@@ -21,12 +23,20 @@ from speechssm.bundle.manifest import (
     TokenizerPart,
     Windows,
 )
-from speechssm.bundle.shapes import AcousticShape, CodecShape, LMShape, TokenizerShape
+from speechssm.bundle.shapes import (
+    AcousticShape,
+    CodecShape,
+    LMShape,
+    ReadyAcousticShape,
+    ReadyCodecShape,
+)
+from speechssm.bundle.state import StateTensor
 from speechssm.errors import ExportError
 
+from .calibrate import activation_ranges
 from .card import CARD, model_card
 from .checkpoints.layout import parameter_shapes
-from .checkpoints.read import Source, read_checkpoint
+from .checkpoints.read import LYRA, Checkpoint, Source, read_checkpoint
 from .checkpoints.seeded import seeded_griffin
 from .graphs.builder import OPSET
 from .graphs.lm_weights import griffin_weights, model_parameters
@@ -34,12 +44,19 @@ from .graphs.sampler import K_MAX
 from .models.griffin import Griffin
 from .models.transformer import Attention, transformer_shape
 from .package import new_folder, part_file, write_graph, write_manifest, write_parts
-from .parity import GATES, Parity, check_lm
+from .parity import Parity, check_lm, gate_of
 from .parity.html import page
 from .parts import PARTS, AnyShape, seeded_model
 from .presets import PRESETS, Preset
-from .storage import STORED, Storage, is_integer, stored_parameters, stored_weights
+from .ready.acoustic import ready_acoustic
+from .ready.lyra import Lyra
+from .ready.part import ReadyPart, Writable
+from .ready.refit import refit
+from .ready.tokenizer import ready_tokenizer
+from .ready.trial import try_ready
+from .storage import STORED, Storage, is_calibrated, is_integer, stored_parameters, stored_weights
 
+Ring = Literal["float32", "float16", "int8"]
 LRU_MARGIN = 100.0
 """The watchdog's limit over the largest state the exporter saw."""
 _PART_ENTRIES: dict[str, Any] = {"tokenizer": TokenizerPart, "acoustic": AcousticPart, "codec": CodecPart}
@@ -47,6 +64,15 @@ _PART_ENTRIES: dict[str, Any] = {"tokenizer": TokenizerPart, "acoustic": Acousti
 
 PARITY, PARITY_PAGE = "parity.json", "parity.html"
 """The parity report's files, beside the manifest and listed in it."""
+
+
+@dataclass(frozen=True)
+class Quantizer:
+    """Codebooks to fit: ``levels`` (q) of ``codes`` (c) over the recordings of ``folder``."""
+
+    folder: Path
+    levels: int = 12
+    codes: int = 1024
 
 
 def export_preset(
@@ -60,11 +86,12 @@ def export_preset(
     threads: int = 0,
     transformer: Attention | None = None,
     capacity: int | None = None,
+    ring: Ring = "float32",
 ) -> Manifest:
     """Write a bundle of preset ``name`` with seeded random weights: it runs, and sounds like noise.
 
     ``transformer`` makes the language model the preset's baseline instead, with a cache of ``capacity``
-    tokens, or one that grows, in an LM-only bundle: the runtime steps fixed caches only.
+    tokens, or one that grows. ``ring`` is how keys and values of past tokens are kept.
 
     Raises ExportError for an unknown preset, or as :func:`export_models` does.
     """
@@ -76,9 +103,9 @@ def export_preset(
         shapes["lm"] = transformer_shape(preset.lm, transformer, capacity=capacity)
         cache = f"a cache of {capacity} tokens" if capacity else "a cache that grows"
         name, about = f"{name}-{transformer}", f"Transformer baseline ({transformer}, {cache}) of {about}"
-        shapes = shapes if capacity else {"lm": shapes["lm"]}
     elif capacity is not None:
         raise ExportError("a capacity belongs to the Transformer baseline: add --transformer mqa or mha")
+    shapes["lm"] = _with_ring(shapes["lm"], ring)
     models: dict[str, Source] = {
         part: seeded_griffin(shape, seed) if isinstance(shape, LMShape) else seeded_model(part, shape, seed)
         for part, shape in shapes.items()
@@ -102,6 +129,8 @@ def export_checkpoint(
     target: Path,
     *,
     parts: Mapping[str, Path] | None = None,
+    onnx: Mapping[str, Path] | None = None,
+    quantizer: Quantizer | None = None,
     rope: Literal["half", "none"] | None = None,
     window: int | None = None,
     speech_vocab: int | None = None,
@@ -111,13 +140,16 @@ def export_checkpoint(
     licences: tuple[str, ...] = (),
     notes: str = "",
     storage: Storage = "float32",
+    ring: Ring = "float32",
     overwrite: bool = False,
     rollout: int | None = None,
     threads: int = 0,
 ) -> Manifest:
     """Write a bundle of the checkpoint at ``path``; weights pass through memory one layer at a time.
 
-    ``parts`` adds or replaces the tokenizer, acoustic stage and codec from checkpoints of their own.
+    ``parts`` adds or replaces the tokenizer, acoustic stage and codec from checkpoints of their own;
+    ``onnx`` the tokenizer and acoustic stage by ready ONNX files (:mod:`.ready`). ``quantizer`` fits the
+    codebooks of a Lyra codec among ``parts`` anew.
     ``rope``, ``window``, ``speech_vocab`` and ``seed`` are those of
     :func:`speechssm.export.checkpoints.read.read_checkpoint`. ``about`` replaces what the checkpoint says of
     itself; ``notes`` are Markdown sections for the model card.
@@ -127,19 +159,30 @@ def export_checkpoint(
     """
     found = read_checkpoint(path, rope=rope, window=window, speech_vocab=speech_vocab, seed=seed)
     shapes, sources = dict(found.shapes), dict(found.sources)
-    licences = (*found.licences, *licences)
+    licences, told = (*found.licences, *licences), [found.about]
     for part, where in (parts or {}).items():
         other = read_checkpoint(where)
+        if part == "codec" and quantizer is not None:
+            other = _refitted(where, other, quantizer, seed, threads)
         if part not in other.shapes:
             raise ExportError(f"{where} holds {', '.join(other.shapes)}: expected the part {part}")
         shapes[part], sources[part] = other.shapes[part], other.sources[part]
         licences += tuple(line for line in other.licences if line not in licences)
+        told.append(other.about)
+    for part, file in (onnx or {}).items():
+        if parts and part in parts:
+            raise ExportError(f"the part {part} was given twice, as {parts[part]} and as {file}: give one")
+        shapes[part], made = _ready(part, file, shapes)
+        sources[part] = made
+        told.append(made.about)
+    if "lm" in shapes:
+        shapes["lm"] = _with_ring(shapes["lm"], ring)
     return export_models(
         name or found.name,
         shapes,
         sources,
         target,
-        about=about or found.about,
+        about=about or "; ".join(told)[: limits.TEXT],
         storage=storage,
         licences=licences,
         notes=notes,
@@ -147,6 +190,34 @@ def export_checkpoint(
         rollout=rollout,
         threads=threads,
     )
+
+
+def _with_ring(shape: AnyShape, ring: Ring) -> AnyShape:
+    assert isinstance(shape, LMShape)
+    return shape.model_copy(update={"ring": ring})
+
+
+def _refitted(where: Path, other: Checkpoint, quantizer: Quantizer, seed: int, threads: int) -> Checkpoint:
+    if other.layout != LYRA:
+        raise ExportError(f"{where} is a codec of {other.layout}: only Lyra's quantizer is fitted anew")
+    lyra = Lyra(where)
+    made = refit(lyra, quantizer.folder, quantizer.levels, quantizer.codes, seed=seed, threads=threads)
+    shape, part = lyra.part(made.codebooks)
+    return replace(other, shapes={"codec": shape}, sources={"codec": part}, about=part.about)
+
+
+def _ready(part: str, file: Path, shapes: Mapping[str, AnyShape]) -> tuple[AnyShape, ReadyPart]:
+    """A ready ONNX file as a part; what the file cannot tell comes from the other parts."""
+    lm, codec = shapes.get("lm"), shapes.get("codec")
+    if not isinstance(lm, LMShape):
+        raise ExportError(f"{file} needs a language model beside it, which tells its vocabulary")
+    if part == "tokenizer":
+        return ready_tokenizer(file, lm.vocab)
+    if not isinstance(codec, CodecShape | ReadyCodecShape):
+        raise ExportError(
+            f"{file} does not tell how many codes a level has: give the codec it was trained with as --codec"
+        )
+    return ready_acoustic(file, lm.vocab, codec.codes)
 
 
 def language_model(
@@ -206,29 +277,32 @@ def export_models(
     if not isinstance(lm, LMShape):
         raise ExportError("a bundle needs a language model: give at least the part 'lm'")
     _check_together(shapes)
-    storages: dict[str, Storage] = {
-        part: "float16" if part != "lm" and is_integer(storage) else storage for part in shapes
-    }
+    storages: dict[str, Storage] = {part: _part_storage(part, models[part], storage) for part in shapes}
     source = models["lm"]
     parameters = model_parameters(source) if isinstance(source, Griffin) else source
     assert isinstance(parameters, Mapping)
     with new_folder(Path(target), overwrite=overwrite) as folder:
-        builders = {
-            graph: build(shapes[part], STORED[storages[part]])
+        made = {
+            graph: pair
             for part in shapes
-            for graph, (build, _) in PARTS[part].graphs.items()
+            for graph, pair in _graphs(part, shapes[part], models[part], storages[part]).items()
         }
+        builders = {graph: builder for graph, (builder, _) in made.items()}
+        ranges = (
+            activation_ranges(lm, parameters, folder.parent, threads=threads)
+            if is_calibrated(storage)
+            else {}
+        )
         weights: dict[str, Mapping[str, np.ndarray]] = {
-            "lm": stored_weights(lm, griffin_weights(lm, parameters), storage)
+            "lm": stored_weights(lm, griffin_weights(lm, parameters), storage, ranges)
         }
-        weights.update({part: PARTS[part].weights(models[part]) for part in shapes if part != "lm"})
+        weights.update({part: _weights(part, models[part]) for part in shapes if part != "lm"})
         with torch.no_grad():
             write_parts(folder, builders, weights)
         graphs = {
-            graph: write_graph(folder, graph, builders[graph], state(shapes[part]))
-            for part in shapes
-            for graph, (_, state) in PARTS[part].graphs.items()
+            graph: write_graph(folder, graph, builder, state) for graph, (builder, state) in made.items()
         }
+        try_ready(folder, graphs, shapes, threads)
         count = sum(math.prod(s) for s in parameter_shapes(lm).values())
         parity = check_lm(
             folder,
@@ -238,7 +312,7 @@ def export_models(
             storage=storage,
             count=count,
             rollout=rollout,
-            gate=GATES[storage],
+            gate=gate_of(storage, lm.ring),
             threads=threads,
         )
         _keep_report(parity, folder, Path(target), name)
@@ -273,11 +347,32 @@ def export_models(
         return write_manifest(folder, manifest)
 
 
+def _part_storage(part: str, model: Source, storage: Storage) -> Storage:
+    """A ready part stays as it came; integers are for the language model alone."""
+    if isinstance(model, ReadyPart):
+        return "float32"
+    return "float16" if part != "lm" and is_integer(storage) else storage
+
+
+def _graphs(
+    part: str, shape: AnyShape, model: Source, storage: Storage
+) -> Mapping[str, tuple[Writable, tuple[StateTensor, ...]]]:
+    """Graph builders of a part with their state schemas, by graph name."""
+    if isinstance(model, ReadyPart):
+        return model.graphs
+    return {
+        name: (build(shape, STORED[storage]), state(shape))
+        for name, (build, state) in PARTS[part].graphs.items()
+    }
+
+
+def _weights(part: str, model: Source) -> Mapping[str, np.ndarray]:
+    return model.weights if isinstance(model, ReadyPart) else PARTS[part].weights(model)
+
+
 def _check_together(shapes: Mapping[str, AnyShape]) -> None:
     """The manifest would refuse these too, but only after the weights were written."""
-    vocabularies = {
-        p: s.vocab for p, s in shapes.items() if isinstance(s, LMShape | TokenizerShape | AcousticShape)
-    }
+    vocabularies = {p: s.vocab for p, s in shapes.items() if not isinstance(s, CodecShape | ReadyCodecShape)}
     if len(shapes) == len(PARTS) and len(set(vocabularies.values())) > 1:
         raise ExportError(
             "the parts have different vocabularies: "
@@ -285,7 +380,9 @@ def _check_together(shapes: Mapping[str, AnyShape]) -> None:
             + "; they have to be trained on the same tokens"
         )
     acoustic, codec = shapes.get("acoustic"), shapes.get("codec")
-    if isinstance(acoustic, AcousticShape) and isinstance(codec, CodecShape):
+    if isinstance(acoustic, AcousticShape | ReadyAcousticShape) and isinstance(
+        codec, CodecShape | ReadyCodecShape
+    ):
         mine, theirs = (acoustic.levels, acoustic.codes), (codec.levels, codec.codes)
         if mine != theirs:
             raise ExportError(

@@ -24,7 +24,7 @@ from speechssm.bundle.reader import sha256
 from speechssm.bundle.state import StateTensor
 from speechssm.errors import ExportError
 
-from .graphs.builder import GraphBuilder
+from .ready.part import Writable
 
 Weights = Mapping[str, np.ndarray]
 
@@ -34,12 +34,14 @@ _TENSOR_TYPES: dict[int, str] = {
     TensorProto.BFLOAT16: "BF16",
     TensorProto.INT8: "I8",
     TensorProto.UINT8: "U8",
+    TensorProto.FLOAT8E4M3FN: "F8_E4M3",
 }
 _VALUE_TYPES: dict[int, DType] = {
     TensorProto.FLOAT: "float32",
     TensorProto.FLOAT16: "float16",
     TensorProto.INT64: "int64",
     TensorProto.INT32: "int32",
+    TensorProto.INT8: "int8",
     TensorProto.BOOL: "bool",
 }
 
@@ -49,7 +51,7 @@ def part_file(part: str) -> str:
     return f"{part}.safetensors"
 
 
-def write_parts(folder: Path, builders: Mapping[str, GraphBuilder], weights: Mapping[str, Weights]) -> None:
+def write_parts(folder: Path, builders: Mapping[str, Writable], weights: Mapping[str, Weights]) -> None:
     """Write the safetensors file of every part the graphs use.
 
     Raises ExportError when a graph wants a weight that ``weights[part]`` lacks or has in another shape,
@@ -83,7 +85,7 @@ def _converted(
 
 def narrowed(name: str, array: np.ndarray, dtype: str) -> np.ndarray:
     """``array`` in storage type F32, F16 or BF16 (as uint16, rounded to nearest even); integers as they are."""
-    if dtype in ("I8", "U8"):
+    if dtype in ("I8", "U8", "F8_E4M3"):
         return array
     array = np.asarray(array, np.float32)
     if dtype == "F32":
@@ -101,7 +103,7 @@ def narrowed(name: str, array: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def write_graph(
-    folder: Path, name: str, builder: GraphBuilder, state: tuple[StateTensor, ...] = ()
+    folder: Path, name: str, builder: Writable, state: tuple[StateTensor, ...] = ()
 ) -> GraphEntry:
     """Write ``<name>.onnx`` beside its weight files and return its manifest entry."""
     model = builder.model()
@@ -120,7 +122,7 @@ def write_graph(
     )
 
 
-def place_weights(model: onnx.ModelProto, builder: GraphBuilder, folder: Path) -> None:
+def place_weights(model: onnx.ModelProto, builder: Writable, folder: Path) -> None:
     """Fill in file, offset and length of every external weight from the part files in ``folder``."""
     headers = {
         part: tensors.read_header(folder / part_file(part))

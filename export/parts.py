@@ -12,7 +12,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from speechssm.bundle.shapes import AcousticShape, CodecShape, LMShape, Shape, TokenizerShape
+from speechssm.bundle.shapes import (
+    AcousticShape,
+    CodecShape,
+    LMShape,
+    ReadyAcousticShape,
+    ReadyCodecShape,
+    ReadyTokenizerShape,
+    Shape,
+    TokenizerShape,
+)
 from speechssm.bundle.state import StateTensor
 
 from .checkpoints.seeded import seeded_griffin
@@ -62,7 +71,15 @@ PARTS: dict[str, Part] = {
 }
 """Parts by the name the manifest gives them."""
 
-AnyShape = LMShape | TokenizerShape | AcousticShape | CodecShape
+AnyShape = (
+    LMShape
+    | TokenizerShape
+    | AcousticShape
+    | CodecShape
+    | ReadyTokenizerShape
+    | ReadyAcousticShape
+    | ReadyCodecShape
+)
 
 
 def seeded_model(part: str, shape: AnyShape, seed: int) -> torch.nn.Module:

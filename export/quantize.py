@@ -7,6 +7,7 @@ sign and lands on the end of the range that is one step longer.
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 
 BLOCK = 128
@@ -55,3 +56,21 @@ def quantize_columns(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     scale = (np.abs(matrix).max(0) / np.float32(127)).astype(np.float32)
     divisor = np.where(scale == 0, np.float32(1), scale)
     return np.rint(matrix / divisor).astype(np.int8), divisor
+
+
+FP8_LARGEST = 448.0
+"""Largest number of float8 e4m3."""
+
+
+def quantize_fp8(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A float32 matrix -> float8 e4m3 as uint8 of the same shape, and one scale ()."""
+    scale = np.float32(max(float(np.abs(matrix).max(initial=0)), 1e-30) / FP8_LARGEST)
+    numbers = (matrix / scale).astype(ml_dtypes.float8_e4m3fn)
+    return numbers.view(np.uint8), np.array(scale, np.float32)
+
+
+def through_fp8(matrix: np.ndarray) -> np.ndarray:
+    """``matrix`` after :func:`quantize_fp8` and back."""
+    numbers, scale = quantize_fp8(matrix)
+    wide: np.ndarray = numbers.view(ml_dtypes.float8_e4m3fn).astype(np.float32) * scale
+    return wide

@@ -1,8 +1,9 @@
 """How a bundle stores weights: the graph builders' codes, the arrays, and what is lost on the way.
 
 ``float32``, ``float16`` and ``bfloat16`` are one type for every matrix, widened when a graph is loaded.
-``int8``, ``int4`` and ``dynamic_int8`` are described in :mod:`.graphs.quantized`; they apply to the
-language model, and the other parts are then stored as float16.
+``int8``, ``int4`` and ``dynamic_int8`` are described in :mod:`.graphs.quantized`, ``qdq_int8`` and
+``qdq_fp8`` in :mod:`.graphs.explicit`; they apply to the language model, and the other parts are then
+stored as float16.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from onnx import TensorProto
 
 from speechssm.bundle.shapes import LMShape
 
+from .graphs.explicit import LARGEST, QDQ_FP8, QDQ_INT8
 from .graphs.quantized import BLOCKS_INT4, BLOCKS_INT8, DYNAMIC_INT8, HEAD_BITS
 from .lazy import LazyArrays
 from .package import narrowed
-from .quantize import quantize, quantize_columns, through
+from .quantize import quantize, quantize_columns, quantize_fp8, through, through_fp8
 
-Storage = Literal["float32", "float16", "bfloat16", "int8", "int4", "dynamic_int8"]
+Storage = Literal["float32", "float16", "bfloat16", "int8", "int4", "dynamic_int8", "qdq_int8", "qdq_fp8"]
 Parameters = Mapping[str, np.ndarray]
 
 STORED: dict[str, int] = {
@@ -30,6 +32,8 @@ STORED: dict[str, int] = {
     "int8": BLOCKS_INT8,
     "int4": BLOCKS_INT4,
     "dynamic_int8": DYNAMIC_INT8,
+    "qdq_int8": QDQ_INT8,
+    "qdq_fp8": QDQ_FP8,
 }
 """The ``stored`` argument of the graph builders."""
 _FLOATS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -51,8 +55,18 @@ def is_gate(name: str) -> bool:
     return "_gate." in name
 
 
-def stored_weights(shape: LMShape, weights: Parameters, storage: Storage) -> Parameters:
-    """The arrays of the LM graphs in ``storage``, from the float32 ones of ``griffin_weights``."""
+def is_calibrated(storage: str) -> bool:
+    """True for the storages whose activations take scales that are measured beforehand."""
+    return storage.startswith("qdq_")
+
+
+def stored_weights(
+    shape: LMShape, weights: Parameters, storage: Storage, ranges: Mapping[str, float] | None = None
+) -> Parameters:
+    """The arrays of the LM graphs in ``storage``, from the float32 ones of ``griffin_weights``.
+
+    ``ranges`` are those of :func:`.calibrate.activation_ranges`, for the storages that are calibrated.
+    """
     if not is_integer(storage):
         return weights
     makers: dict[str, Callable[[], np.ndarray]] = {name: _read(weights, name) for name in weights}
@@ -60,19 +74,28 @@ def stored_weights(shape: LMShape, weights: Parameters, storage: Storage) -> Par
     makers.pop("head", None)
     for name in [n for n in makers if n.endswith(".weight")]:
         makers.pop(name)
-        _pair(makers, name, _transposed(weights, name), _BITS.get(storage))
-    _pair(makers, "head", head, HEAD_BITS if storage in _BITS else None)
+        _pair(makers, name, _transposed(weights, name), _BITS.get(storage), fp8=storage == "qdq_fp8")
+    _pair(makers, "head", head, HEAD_BITS if storage in _BITS else None, fp8=storage == "qdq_fp8")
+    for name, largest in (ranges or {}).items():
+        makers[f"{name}.x"] = _constant(max(largest, 1e-30) / LARGEST[STORED[storage]])
     return LazyArrays(makers)
 
 
 def _pair(
-    makers: dict[str, Callable[[], np.ndarray]], name: str, matrix: Callable[[], np.ndarray], bits: int | None
+    makers: dict[str, Callable[[], np.ndarray]],
+    name: str,
+    matrix: Callable[[], np.ndarray],
+    bits: int | None,
+    *,
+    fp8: bool = False,
 ) -> None:
     """Numbers and scales of one (out, in) matrix; quantized anew for each, so that neither is kept."""
 
     def both() -> tuple[np.ndarray, np.ndarray]:
         if bits is not None:
             return quantize(matrix(), bits)
+        if fp8:
+            return quantize_fp8(np.ascontiguousarray(matrix().T))
         return quantize_columns(np.ascontiguousarray(matrix().T))
 
     makers[f"{name}.q"] = lambda: both()[0]
@@ -94,7 +117,7 @@ def stored_parameters(parameters: Parameters, storage: Storage) -> Parameters:
     if is_integer(storage):
         source = "head" if "head" in parameters else "embed"
         bits = HEAD_BITS if storage in _BITS else None
-        makers["head"] = lambda: _there_and_back(parameters[source], bits)
+        makers["head"] = lambda: _there_and_back(parameters[source], bits, fp8=storage == "qdq_fp8")
     return LazyArrays(makers)
 
 
@@ -104,13 +127,15 @@ def _through(parameters: Parameters, name: str, storage: Storage) -> Callable[[]
     if not is_integer(storage) or name == "embed":
         kind = _FLOATS.get(storage, "F16")
         return lambda: widened(narrowed(name, parameters[name], kind))
-    return lambda: _there_and_back(parameters[name], _BITS.get(storage))
+    return lambda: _there_and_back(parameters[name], _BITS.get(storage), fp8=storage == "qdq_fp8")
 
 
-def _there_and_back(matrix: np.ndarray, bits: int | None) -> np.ndarray:
-    """An (out, in) matrix through blocks of ``bits``, or through int8 with a scale for each output."""
+def _there_and_back(matrix: np.ndarray, bits: int | None, *, fp8: bool = False) -> np.ndarray:
+    """An (out, in) matrix through blocks of ``bits``, float8, or int8 with a scale for each output."""
     if bits is not None:
         return through(matrix, bits)
+    if fp8:
+        return through_fp8(matrix)
     numbers, scale = quantize_columns(np.ascontiguousarray(matrix.T))
     return np.ascontiguousarray((numbers.astype(np.float32) * scale).T)
 
@@ -124,6 +149,10 @@ def widened(array: np.ndarray) -> np.ndarray:
 
 def _read(parameters: Parameters, name: str) -> Callable[[], np.ndarray]:
     return lambda: parameters[name]
+
+
+def _constant(value: float) -> Callable[[], np.ndarray]:
+    return lambda: np.array(value, np.float32)
 
 
 def _transposed(weights: Parameters, name: str) -> Callable[[], np.ndarray]:

@@ -13,14 +13,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
+from speechssm.bundle import state_bytes
 from speechssm.bundle.manifest import GraphEntry
 from speechssm.bundle.shapes import LMShape
 from speechssm.engines.ort import OrtGraph, OrtOptions
 from speechssm.errors import ExportError
 
+from .calibrate import activation_ranges
 from .graphs.griffin_nodes import LOGITS
 from .graphs.lm import build_lm_step
 from .graphs.lm_weights import griffin_weights
@@ -29,11 +32,14 @@ from .models.transformer import at_capacity
 from .package import part_file, write_graph, write_parts
 from .parity.compare import least_cosine, spread
 from .parity.rollout import State, with_logits
-from .storage import STORAGES, STORED, Storage, stored_weights
+from .storage import STORAGES, STORED, Storage, is_calibrated, stored_weights
 
 Parameters = Mapping[str, np.ndarray]
 TOGETHER_BYTES = 2 << 30
 """Models up to this size in float32 are timed in turns, with every storage in memory at once."""
+Ring = Literal["float32", "float16", "int8"]
+RINGS: tuple[Ring, ...] = ("float32", "float16", "int8")
+"""Rings that are compared beside the storages, with float32 weights."""
 TOKENS, ROWS = 256, 4
 """Sampled tokens that stand in for held-out ones, and their rows."""
 HELD_OUT_TOKENS = 1 << 24
@@ -45,7 +51,10 @@ class Cost:
     """One storage. Loss in nats a token; drift of the state after the last token."""
 
     storage: Storage
+    ring: str
     megabytes: float
+    session_bytes: int
+    """State of one session; of one block where the cache grows."""
     loss: float = math.nan
     scaled: float = math.nan
     cosine: float = math.nan
@@ -91,26 +100,40 @@ def compare_storages(
     *,
     tokens: np.ndarray | None = None,
     storages: Sequence[str] = STORAGES,
+    rings: Sequence[Ring] = RINGS,
     steps: int = 40,
     threads: int = 1,
 ) -> list[Cost]:
-    """Measure every storage in temporary folders under ``work``; float32 first, which the others are held to.
+    """Measure every storage, and float32 weights with every ring, in temporary folders under ``work``.
+
+    Float32 comes first, and the others are held to it.
 
     ``tokens`` (b,t) are held out; without them the float32 model samples its own. ``steps`` single-row
     steps are timed for each storage, on one thread unless ``threads`` says otherwise: two threads of a
     busy machine wait for each other, and then the ratios say nothing.
     """
-    names = ["float32", *(s for s in storages if s != "float32")]
+    names: list[tuple[str, Ring]] = [
+        ("float32", shape.ring),
+        *((s, shape.ring) for s in storages if s != "float32"),
+    ]
+    names += [("float32", ring) for ring in rings if ring != shape.ring]
+    ranges = (
+        activation_ranges(shape, parameters, work, threads=threads)
+        if any(map(is_calibrated, storages))
+        else {}
+    )
     together = sum(v.nbytes for v in (parameters[n] for n in parameters)) <= TOGETHER_BYTES
     costs: list[Cost] = []
     wanted: State = {}
     timers: list[tuple[Cost, Callable[[], float], OrtGraph]] = []
     with tempfile.TemporaryDirectory(dir=work, prefix=".tradeoff.") as folder:
-        for name in names:
+        for name, ring in names:
             storage: Storage = name  # type: ignore[assignment]
-            place = Path(folder) / name
-            entry = _write(place, shape, parameters, storage)
-            cost = Cost(storage, (place / part_file("lm")).stat().st_size / 1e6)
+            place = Path(folder) / f"{name}-{ring}"
+            shape = shape.model_copy(update={"ring": ring})
+            entry = _write(place, shape, parameters, storage, ranges)
+            size = (place / part_file("lm")).stat().st_size / 1e6
+            cost = Cost(storage, ring, size, state_bytes(lm_state(shape)))
             with with_logits(place, entry, shape.vocab) as (path, wider):
                 graph = OrtGraph("lm_step", path, wider, OrtOptions(threads=threads))
                 tokens = _samples(graph, shape) if tokens is None else tokens
@@ -135,10 +158,11 @@ def table(costs: Sequence[Cost], tokens: str) -> str:
     """The costs as text."""
     base = costs[0]
     lines = [
-        f"{'storage':<14}{'MB':>9}{'tokens/s':>10}{'speed':>7}{'loss':>9}{'change':>9}{'drift':>9}{'cosine':>10}"
+        f"{'storage':<14}{'ring':<9}{'MB':>9}{'KiB/row':>9}{'tokens/s':>10}{'speed':>7}{'loss':>9}{'change':>9}"
+        f"{'drift':>9}{'cosine':>10}"
     ]
     lines += [
-        f"{c.storage:<14}{c.megabytes:>9.1f}{c.tokens_per_second:>10.1f}"
+        f"{c.storage:<14}{c.ring:<9}{c.megabytes:>9.1f}{c.session_bytes / 1024:>9.1f}{c.tokens_per_second:>10.1f}"
         f"{c.tokens_per_second / base.tokens_per_second:>6.2f}x{c.loss:>9.4f}{c.loss - base.loss:>+9.4f}"
         f"{c.scaled:>9.1e}{c.cosine:>10.6f}"
         for c in costs
@@ -151,10 +175,14 @@ def table(costs: Sequence[Cost], tokens: str) -> str:
     )
 
 
-def _write(place: Path, shape: LMShape, parameters: Parameters, storage: Storage) -> GraphEntry:
+def _write(
+    place: Path, shape: LMShape, parameters: Parameters, storage: Storage, ranges: Mapping[str, float]
+) -> GraphEntry:
     place.mkdir()
     builder = build_lm_step(shape, STORED[storage])
-    weights = stored_weights(shape, griffin_weights(shape, parameters), storage)
+    weights = stored_weights(
+        shape, griffin_weights(shape, parameters), storage, ranges if is_calibrated(storage) else None
+    )
     write_parts(place, {"lm_step": builder}, {"lm": weights})
     return write_graph(place, "lm_step", builder, lm_state(shape))
 
@@ -202,7 +230,13 @@ def _read(graph: OrtGraph, shape: LMShape, tokens: np.ndarray) -> tuple[float, S
             largest = wide.max(1)
             norm = np.log(np.exp(wide - largest[:, None]).sum(1)) + largest
             total += float((norm - wide[np.arange(rows), tokens[:, t + 1]]).sum())
-    return total / (rows * (count - 1)), state
+    scales = {k.removesuffix("_scale"): v for k, v in state.items() if k.endswith("_scale")}
+    wide_state = {
+        k: v.astype(np.float32) * scales[k][..., None] if k in scales else v
+        for k, v in state.items()
+        if not k.endswith("_scale")
+    }
+    return total / (rows * (count - 1)), wide_state
 
 
 def _timer(graph: OrtGraph, shape: LMShape) -> Callable[[], float]:

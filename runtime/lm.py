@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -17,9 +17,10 @@ from speechssm.bundle import StateTensor
 from speechssm.engines.protocol import Bindings, Graph
 from speechssm.errors import SessionFailed, SettingsError, SnapshotError
 
+from .prefill_memory import Reading
 from .random import Stage, uniforms
 from .settings import SamplerSettings
-from .state import Array, RowState, StateBuffers
+from .state import Array, RowState, StateBuffers, fitted
 
 CHUNK_TOKENS = 128
 """Prompt tokens per prefill call: large enough to batch the dense layers, small enough to interleave."""
@@ -31,7 +32,8 @@ PREFETCH = 1024
 class LanguageModel:
     """The engine's two graphs and what the manifest says of them. Shared by all sessions.
 
-    ``chunk`` is a function so that the prefill engine opens when it is first needed.
+    ``chunk`` is a function so that the prefill engine opens when it is first needed; ``reading`` is held
+    while a prompt is read, after which it may be given back.
     """
 
     step: Graph
@@ -40,6 +42,7 @@ class LanguageModel:
     vocab: int
     k_max: int
     lru_limit: float
+    reading: Reading = field(default_factory=Reading)
 
 
 @dataclass(frozen=True)
@@ -92,12 +95,11 @@ class LMRows:
         self._block = np.zeros((rows, PREFETCH), np.float32)
         self._block_of = np.full(rows, -1, np.int64)
         self._row_index = np.arange(rows)
+        self._grows = any(s.grows for s in lm.schema)
         self._bindings: dict[tuple[int, int], Bindings] = {}
-        for parity in range(2):
-            self._bind(rows, parity)
 
     def _bind(self, width: int, parity: int) -> Bindings:
-        """Bindings over the first ``width`` rows; made once, so that a step looks nothing up."""
+        """Bindings over the first ``width`` rows; made at its first step, so that later ones look nothing up."""
         if (width, parity) not in self._bindings:
             inputs: dict[str, Array] = {
                 "token": self._token,
@@ -148,9 +150,12 @@ class LMRows:
     def _feed(self, row: int, tokens: np.ndarray) -> None:
         """Run ``tokens`` (t) through the chunk graph on a copy of the row, then put the row back."""
         state = self.state.save(row)
-        for start in range(0, len(tokens), CHUNK_TOKENS):
-            state = feed(self.lm, state, tokens[start : start + CHUNK_TOKENS], row)
+        with self.lm.reading():
+            for start in range(0, len(tokens), CHUNK_TOKENS):
+                state = feed(self.lm, state, tokens[start : start + CHUNK_TOKENS], row)
         self.state.load(row, state)
+        if self._grows:
+            self._bindings.clear()
 
     def clear(self, row: int) -> None:
         """Forget a row: zero state, not active (S4)."""
@@ -181,6 +186,8 @@ class LMRows:
         saved.sampler.check_against(self.lm.k_max)
         self.clear(row)
         self.state.load(row, saved.state)
+        if self._grows:
+            self._bindings.clear()
         self._resume(row, saved.token, saved.drawn, saved.sampler, saved.seed)
 
     def _resume(self, row: int, token: int, drawn: int, sampler: SamplerSettings, seed: int) -> None:
@@ -207,12 +214,20 @@ class LMRows:
         """
         width = self.rows if width is None else width
         assert not self.active[width:].any(), "an active row lies outside the step"
+        if self._grows:
+            self._hold()
         self._draw()
         self.lm.step.run(self._bind(width, self.state.parity))
         self.state.flip()
         np.copyto(self._token, self._token_out, where=self.active)
         self._drawn += self.active
         return StepResult(self._token_out, self._logprob, self._health, self._failed(width))
+
+    def _hold(self) -> None:
+        """Room for one more token of every active row, where the model's cache grows."""
+        positions = self.state.current["position"][self.active]
+        if positions.size and self.state.hold(int(positions.max()) + 1):
+            self._bindings.clear()
 
     def _draw(self) -> None:
         """Put each active row's next uniform number in place; one vectorised gather in the common case."""
@@ -276,6 +291,7 @@ def feed(lm: LanguageModel, state: RowState, tokens: np.ndarray, row: int | None
 
     Raises SessionFailed when the state is no longer finite or passes the limit.
     """
+    state = fitted(lm.schema, state, int(state["position"]) + len(tokens))
     inputs: dict[str, Array] = {f"in_{name}": array[None] for name, array in state.items()}
     inputs["tokens"] = np.ascontiguousarray(tokens[None])
     inputs["lengths"] = np.array([len(tokens)], np.int64)

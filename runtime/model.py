@@ -14,13 +14,14 @@ import numpy as np
 
 from speechssm.audio import AudioWriter, read_audio
 from speechssm.axes import SAMPLE_RATE_HZ
-from speechssm.bundle import Manifest, state_bytes
+from speechssm.bundle import Manifest, limits, state_bytes
 from speechssm.engines.protocol import Graph
 from speechssm.errors import BundleError, SettingsError
 
 from .acoustic import SCHEDULES, AcousticSchedule
 from .clock import SessionStats
 from .lm import LanguageModel
+from .prefill_memory import LateGraph, Reading
 from .session import Session
 from .session_settings import SessionSettings
 from .settings import SamplerSettings
@@ -56,21 +57,30 @@ class Speech:
 class Model:
     """A bundle made runnable. Thread-safe: sessions of one model may run in several threads.
 
-    ``graphs`` gives a graph by its manifest name; ``digest`` names the bundle in snapshots.
+    ``graphs`` gives a graph by its manifest name; ``digest`` names the bundle in snapshots. ``release``
+    gives back one graph's memory: with it, the prefill graph goes when no prompt is being read, and
+    ``lm_step`` opens at the first step rather than here.
     """
 
-    def __init__(self, manifest: Manifest, digest: str, graphs: Callable[[str], Graph]) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        digest: str,
+        graphs: Callable[[str], Graph],
+        release: Callable[[str], None] | None = None,
+    ) -> None:
         self.manifest = manifest
         self.digest = digest
         self._graphs = graphs
         lm = manifest.lm
         self.language_model = LanguageModel(
-            step=graphs("lm_step"),
+            step=graphs("lm_step") if release is None else LateGraph("lm_step", lambda: graphs("lm_step")),
             chunk=lambda: graphs("lm_chunk"),
             schema=manifest.graphs["lm_step"].state,
             vocab=lm.shape.vocab,
             k_max=lm.k_max,
             lru_limit=lm.lru_limit,
+            reading=Reading(None if release is None else lambda: release("lm_chunk")),
         )
 
     @property
@@ -93,6 +103,13 @@ class Model:
     def session_bytes(self) -> int:
         """Bytes of recurrent state of one session."""
         return state_bytes(self.language_model.schema)
+
+    @property
+    def snapshot_state_bytes(self) -> int:
+        """Most bytes of state in one session's snapshot; a cache that grows has no bound but the format's."""
+        if any(s.grows for s in self.language_model.schema):
+            return limits.SNAPSHOT_BYTES
+        return self.session_bytes + state_bytes(self.stages.codec_schema)
 
     # what callers use
 
@@ -203,8 +220,7 @@ class Model:
         Raises SnapshotError for a file that is damaged, too new, or of another model.
         """
         stages = self.stages
-        size = self.session_bytes + state_bytes(stages.codec_schema)
-        return Session.thaw(stages, read_snapshot(Path(path), self.digest, size))
+        return Session.thaw(stages, read_snapshot(Path(path), self.digest, self.snapshot_state_bytes))
 
     def _start(self, settings: SessionSettings, audio: np.ndarray, other: np.ndarray | None) -> Session:
         opened = time.perf_counter()

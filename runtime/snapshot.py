@@ -19,8 +19,13 @@ from .frozen import SCHEMA, Frozen
 
 FORMAT = "speechssm-session"
 
-_TYPES = {"float32": "F32", "float16": "F16", "int64": "I64"}
-_DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "I64": np.dtype("<i8")}
+_TYPES = {"float32": "F32", "float16": "F16", "int64": "I64", "int8": "I8"}
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "I64": np.dtype("<i8"),
+    "I8": np.dtype("<i1"),
+}
 
 
 def write_snapshot(path: Path, frozen: Frozen, digest: str) -> Path:

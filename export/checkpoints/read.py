@@ -16,11 +16,19 @@ from speechssm.errors import ExportError
 
 from ..lazy import LazyArrays
 from ..parts import PARTS, AnyShape
+from ..ready import dac
+from ..ready.lyra import Lyra, is_lyra
+from ..ready.part import ReadyPart
 from . import deepmind, huggingface, own
 from .files import TensorFiles, open_tensors, read_json, refuse_pickle
 from .seeded import seeded_embedding
 
-Source = torch.nn.Module | Mapping[str, np.ndarray]
+Source = torch.nn.Module | Mapping[str, np.ndarray] | ReadyPart
+"""A reference model, its parameters by name, or finished graphs."""
+
+
+LYRA = "Lyra v2"
+"""Layout of a folder of Lyra's TFLite files."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +60,9 @@ def read_checkpoint(
     Raises ExportError, naming the tensor or key and what was expected, for anything that is not whole.
     """
     path = Path(path)
-    if path.is_dir() and (path / "config.json").is_file():
+    if is_lyra(path):
+        found = _lyra(path)
+    elif path.is_dir() and (path / "config.json").is_file():
         found = _huggingface(path)
     elif path.is_dir() and (parts := _own_parts(path)):
         found = _own(path.name, parts)
@@ -70,6 +80,11 @@ def read_checkpoint(
     elif rope or window or speech_vocab:
         raise ExportError(f"{path} holds no language model: --rope, --window and --speech-vocab need one")
     return found
+
+
+def _lyra(path: Path) -> Checkpoint:
+    shape, part = Lyra(path).part()
+    return Checkpoint("lyra", LYRA, {"codec": shape}, {"codec": part}, part.about, part.licences)
 
 
 def _huggingface(path: Path) -> Checkpoint:
@@ -141,13 +156,17 @@ def _one(path: Path, window: int) -> Checkpoint:
             {"lm": deepmind.griffin_parameters(files, shape)},
             "Griffin language model from a Google DeepMind RecurrentGemma checkpoint",
         )
+    if dac.MARK in files:
+        codec_shape, codec = dac.dac_part(files)
+        return Checkpoint(name, "Descript DAC", {"codec": codec_shape}, {"codec": codec}, codec.about)
     if "model.embed_tokens.weight" in files:
         raise ExportError(
             f"{path} has Hugging Face's tensor names but no config.json beside it: give the folder with both"
         )
     raise ExportError(
         f"{path} has tensors of no layout known here (the first is {min(files, default='none')}): expected Hugging "
-        f"Face's model.embed_tokens.weight, DeepMind's {deepmind.EMBEDDING}, or this project's own metadata"
+        f"Face's model.embed_tokens.weight, DeepMind's {deepmind.EMBEDDING}, Descript's {dac.MARK}, or this project's "
+        "own metadata"
     )
 
 

@@ -12,7 +12,7 @@ point at the same bytes and nothing large passes through protobuf.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -166,6 +166,17 @@ class GraphBuilder:
         node = helper.make_node(kind, list(inputs), results, name=made, domain=domain, **attributes)
         self._stack[-1].nodes.append(node)
         return results
+
+    def splice(
+        self,
+        nodes: Iterable[onnx.NodeProto],
+        initializers: Iterable[TensorProto],
+        domains: Mapping[str, int],
+    ) -> None:
+        """Append finished nodes of another model at the top level; their names must not be in use."""
+        self._top.nodes.extend(nodes)
+        self._top.initializers.extend(initializers)
+        self.custom_domains.update(domains)
 
     # control flow
 

@@ -33,6 +33,7 @@ from speechssm.bundle.state import StateTensor
 from ..models.codec import DIRECTION_EPS, NORM_EPS, POWER_EPS, Codec, phase_bins
 from ..models.codec_bands import GAIN_POWER, band_analysis, synthesis_window
 from .builder import FLOAT, INT64, GraphBuilder
+from .residual import residual_codes, summed_codes
 
 PART = "codec"
 """Name of the weight file both graphs read."""
@@ -65,18 +66,7 @@ def build_codec_encode(shape: CodecShape, stored: int = FLOAT) -> GraphBuilder:
         x = _slice(g, x, _FRAMES, shape.lookahead, _END)
         left = net.linear("encoder_output", x, shape.encoder_width, shape.latent)
     books = net.codebooks(shape)
-    chosen: list[str] = []
-    for level in range(shape.levels):
-        with g.scope(f"level{level}"):
-            book = _slice(g, books, 0, level * shape.codes, (level + 1) * shape.codes)
-            length = g.op("ReduceSum", g.op("Mul", book, book), g.const([1]), keepdims=0)
-            product = g.op("MatMul", left, g.op("Transpose", book, perm=[1, 0]))
-            distance = g.op("Sub", length, g.op("Mul", product, g.const(2.0)))
-            code = g.op("ArgMin", distance, axis=-1, keepdims=0)
-            chosen.append(g.op("Unsqueeze", code, g.const([1])))
-            if level + 1 < shape.levels:
-                left = g.op("Sub", left, g.op("Gather", book, code))
-    codes = g.op("Concat", *chosen, axis=1) if len(chosen) > 1 else chosen[0]
+    codes = residual_codes(g, left, books, shape.levels, shape.codes)
     g.output("codes", codes, INT64, ("b", shape.levels, "f"))
     return g
 
@@ -91,11 +81,7 @@ def build_codec_decode(shape: CodecShape, stored: int = FLOAT) -> GraphBuilder:
     after: list[str] = []
     with g.scope("codebooks"):
         books = net.codebooks(shape)
-        x = ""
-        for level in range(shape.levels):
-            row = g.op("Add", g.op("Gather", codes, g.const(level), axis=1), g.const(level * shape.codes))
-            vector = g.op("Gather", books, row)
-            x = g.op("Add", x, vector) if level else vector
+        x = summed_codes(g, codes, books, shape.levels, shape.codes)
     with g.scope("decoder"):
         x = net.linear("decoder_input", x, shape.latent, shape.decoder_width)
         for i in range(shape.decoder_layers):

@@ -11,17 +11,21 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-from onnx import helper
+from onnx import TensorProto, helper
 
 from speechssm.bundle import limits
 from speechssm.bundle.shapes import LMShape
 
-from .builder import FLOAT, INT64, GraphBuilder
+from ..models.griffin import RING_TINY
+from .builder import FLOAT, FLOAT16, INT64, GraphBuilder
 from .exact import row_mean, row_sum
 
 PART = "lm"
 """The bundle part whose safetensors file holds the weights."""
 _ONE = helper.make_tensor("one", INT64, [1], [1])
+Ring = tuple[str, ...]
+"""Keys or values of past tokens: the numbers, and their scale where they are int8."""
+_RING_TYPES = {"float16": FLOAT16, "int8": TensorProto.INT8}
 LOGITS = "lm_logits"
 """Name of the value (b,v) inside ``lm_step`` that the parity report reads."""
 
@@ -137,7 +141,7 @@ class Nodes:
 
     # one token for each stream
 
-    def attend(self, q: str, k: str, v: str, key: str, value: str, position: str) -> tuple[str, str]:
+    def attend(self, q: str, k: str, v: str, key: Ring, value: Ring, position: str) -> tuple[str, str]:
         """q (b,h*k), k and v (b,g,1,k), rings (b,w,g,k), position (b,1) -> (b,h*k) and the raw scores.
 
         The scores are laid out [ring slots 0..w-1 | self]. Ring and self are multiplied apart, so that
@@ -150,14 +154,16 @@ class Nodes:
         q = g.op("Reshape", q, g.const([-1, s.kv_heads, group, s.head_dim]))
         if doubled:
             q = g.op("Concat", q, q, axis=2)
-        ring_k = self.heads_first(key)
-        ring_v = self.heads_first(value)
-        past = g.op("MatMul", q, g.op("Transpose", ring_k, perm=[0, 1, 3, 2]))
+        ring_k, ring_v = (self.heads_first(self.widened(ring)) for ring in (key, value))
+        past = self.scaled(g.op("MatMul", q, g.op("Transpose", ring_k, perm=[0, 1, 3, 2])), key)
         own = row_sum(g, g.op("Mul", q, k), s.head_dim)
-        filled = g.op("Unsqueeze", g.op("Less", self.slots(key), position), g.const([1, 2]))
+        filled = g.op("Unsqueeze", g.op("Less", self.slots(key[0]), position), g.const([1, 2]))
         masked = g.op("Where", filled, past, g.const(np.float32(-np.inf)))
         weights = g.op("Softmax", g.op("Concat", masked, own, axis=-1), axis=-1)
         to_ring, to_self = self.ring_and_self(weights)
+        if len(value) > 1:
+            # A slot no token has reached has weight 0, but its scale may be anything.
+            to_ring = g.op("Where", filled, self.scaled(to_ring, value), g.const(np.float32(0)))
         y = g.op("Add", g.op("MatMul", to_ring, ring_v), g.op("Mul", to_self, v))
         if doubled:
             y = g.op("Slice", y, g.const([0]), g.const([1]), g.const([2]))
@@ -189,17 +195,48 @@ class Nodes:
             return g.op("Reshape", ring, g.const([-1, 1, s.window, s.head_dim]))
         return g.op("Transpose", ring, perm=[0, 2, 1, 3])
 
-    def write_ring(self, ring: str, new: str, position: str, active: str) -> str:
+    def widened(self, ring: Ring) -> str:
+        """Numbers of a ring as float32, its scale left out."""
+        return ring[0] if self.shape.ring == "float32" else self.g.op("Cast", ring[0], to=FLOAT)
+
+    def scaled(self, x: str, ring: Ring) -> str:
+        """x (b,g,h/g,w) times the scale of each slot, where the ring has one."""
+        if len(ring) == 1:
+            return x
+        g = self.g
+        return g.op("Mul", x, g.op("Unsqueeze", g.op("Transpose", ring[1], perm=[0, 2, 1]), g.const([2])))
+
+    def write_ring(self, ring: Ring, new: str, position: str, active: str) -> Ring:
         """Put ``new`` (b,g,1,k) in the slot of ``position`` of active rows; ``position``, ``active`` are (b,1).
 
         One row of the ring is gathered, chosen and scattered back: a Where over the whole ring, for all
         that it moves the same bytes, takes twice as long.
         """
         g = self.g
-        index, here = self._place(ring, position, active)
+        index, here = self._place(ring[0], position, active)
+        new = g.op("Squeeze", new, g.const([2]))
+        if self.shape.ring != "int8":
+            return (self._written(ring[0], index, here, new),)
+        largest = g.op("ReduceMax", g.op("Abs", new), g.const([2]), keepdims=1)
+        least, share = g.const(np.float32(RING_TINY)), g.const(np.float32(1 / 127))
+        scale = g.op("Mul", g.op("Max", largest, least), share)
+        number = g.op("Round", g.op("Div", new, scale))
+        flat = g.op("Squeeze", here, g.const([2]))
+        scales = g.op(
+            "ScatterND", ring[1], index,
+            g.op("Where", flat, g.op("Squeeze", scale, g.const([2])), g.op("GatherND", ring[1], index)),
+        )  # fmt: skip
+        return self._written(ring[0], index, here, number), scales
+
+    def _written(self, ring: str, index: str, here: str, new: str) -> str:
+        """``ring`` with the row ``new`` (b,g,k), float32, at ``index`` where ``here`` holds."""
+        g, narrow = self.g, _RING_TYPES.get(self.shape.ring)
         old = g.op("GatherND", ring, index)
-        value = g.op("Where", here, g.op("Squeeze", new, g.const([2])), old)
-        return g.op("ScatterND", ring, index, value)
+        if narrow is None:
+            return g.op("ScatterND", ring, index, g.op("Where", here, new, old))
+        # Through float32 and back nothing changes, and no engine lacks a Where of float32.
+        chosen = g.op("Where", here, new, g.op("Cast", old, to=FLOAT))
+        return g.op("ScatterND", ring, index, g.op("Cast", chosen, to=narrow))
 
     def _place(self, ring: str, position: str, active: str) -> tuple[str, str]:
         """(row, slot) pairs (b,2) and the mask (b,1,1) of the rows that are written; shared by all rings."""
@@ -260,6 +297,10 @@ class Nodes:
             y = self.linear(x, f"{name}.{part}", s.width, s.kv_heads * s.head_dim, bias=False)
             kv.append(g.op("Reshape", y, g.const([-1, s.kv_heads, 1, s.head_dim])))
         return q, self.rotate(kv[0], rotation), kv[1]
+
+    def ring_checks(self, key: Ring, value: Ring) -> list[str]:
+        """Checks (b) that two rings hold numbers; an int8 ring shows what is not one in its scale."""
+        return [self.finite_zero(ring[1] if len(ring) > 1 else self.widened(ring)) for ring in (key, value)]
 
     # health
 

@@ -8,13 +8,17 @@ body is the step graph's own nodes. The recurrence is one node of the domain ``s
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
+from onnx import TensorProto
 
 from speechssm.bundle.shapes import LMShape
 
 from ..models.griffin import CONV_WIDTH, lm_state
-from .builder import BOOL, FLOAT, INT64, GraphBuilder
-from .griffin_nodes import Nodes
+from .builder import BOOL, FLOAT, FLOAT16, INT64, GraphBuilder
+from .explicit import ObservingNodes
+from .griffin_nodes import Nodes, Ring
 from .rglru_function import rglru_scan, rglru_step
 from .sampler import sample, sampler_inputs
 from .transformer import nodes_of
@@ -28,8 +32,17 @@ def build_lm_step(shape: LMShape, stored: int = FLOAT, *, logits: bool = False) 
     health is the largest |lru| over the layers, NaN when a state or probability is not finite.
     ``logits`` adds the debug output logits (b,v).
     """
-    g = GraphBuilder("lm_step")
-    n = nodes_of(g, shape, stored)
+    return _build_step(nodes_of(GraphBuilder("lm_step"), shape, stored), logits=logits)
+
+
+def build_observed_step(shape: LMShape) -> tuple[GraphBuilder, dict[str, str]]:
+    """The float32 step graph that also gives the largest magnitude each product reads; outputs by weight name."""
+    nodes = ObservingNodes(GraphBuilder("lm_step"), shape)
+    return _build_step(nodes), nodes.report()
+
+
+def _build_step(n: Nodes, *, logits: bool = False) -> GraphBuilder:
+    g, shape = n.g, n.shape
     token = g.input("token", INT64, ("b",))
     active = g.input("active", BOOL, ("b",))
     given = sampler_inputs(g)
@@ -41,7 +54,7 @@ def build_lm_step(shape: LMShape, stored: int = FLOAT, *, logits: bool = False) 
     rotation = n.rotation(position) if "attention" in shape.blocks else None
     new: dict[str, str] = {}
     checks: list[str] = []
-    written: list[tuple[str, str, str]] = []
+    written: list[tuple[str, Ring, str]] = []
     x = n.embed(token)
     for i, block in enumerate(shape.blocks):
         name = f"L{i:02d}"
@@ -64,7 +77,7 @@ def build_lm_step(shape: LMShape, stored: int = FLOAT, *, logits: bool = False) 
                 y = n.linear(g.op("Mul", h, gate), f"{name}.linear_out", shape.lru_width, shape.width)
             else:
                 q, k, v = n.qkv(y, name, rotation)
-                key, value = state[f"{name}_key"], state[f"{name}_value"]
+                key, value = _ring(state, f"{name}_key"), _ring(state, f"{name}_value")
                 attended, scores = n.attend(q, k, v, key, value, column)
                 y = n.linear(attended, f"{name}.out", shape.heads * shape.head_dim, shape.width)
                 written += [(f"{name}_key", key, k), (f"{name}_value", value, v)]
@@ -87,7 +100,7 @@ def build_lm_step(shape: LMShape, stored: int = FLOAT, *, logits: bool = False) 
     late = g.op("Cast", g.op("Less", health, g.const(np.float32(0))), to=INT64)
     column = g.op("Add", column, g.op("Unsqueeze", late, g.const([1])))
     for name, ring, value in written:
-        new[name] = n.write_ring(ring, value, column, active_column)
+        new |= _named(name, n.write_ring(ring, value, column, active_column))
     health = g.op("Where", active, health, g.const(np.float32(0)))
     g.output("token_out", chosen, INT64, ("b",))
     g.output("logprob", logprob, FLOAT, ("b",))
@@ -165,13 +178,12 @@ def build_lm_chunk(shape: LMShape, stored: int = FLOAT) -> GraphBuilder:
                 y = n.linear(g.op("Mul", h, gate), f"{name}.linear_out", e, shape.width)
             else:
                 q, k, v = n.qkv(y, name, rotation)
-                key, value, attended = _scan_attention(
-                    n, state[f"{name}_key"], state[f"{name}_value"], q, k, v, positions_3d, valid_3d, steps
-                )
-                new[f"{name}_key"], new[f"{name}_value"] = key, value
+                rings = _ring(state, f"{name}_key"), _ring(state, f"{name}_value")
+                key, value, attended = _scan_attention(n, *rings, q, k, v, positions_3d, valid_3d, steps)
+                new |= _named(f"{name}_key", key) | _named(f"{name}_value", value)
                 flat = g.op("Reshape", attended, g.const([-1, shape.heads * shape.head_dim]))
                 y = n.linear(flat, f"{name}.out", shape.heads * shape.head_dim, shape.width)
-                checks += [n.finite_zero(key), n.finite_zero(value)]
+                checks += n.ring_checks(key, value)
             x = g.op("Add", x, y)
             x = g.op("Add", x, n.mlp(n.norm(x, f"{name}.channel_norm"), f"{name}.mlp"))
     new["position"] = g.op("Add", position, g.op("Max", lengths, g.const(np.int64(0))))
@@ -185,14 +197,27 @@ def build_lm_chunk(shape: LMShape, stored: int = FLOAT) -> GraphBuilder:
 
 def _state_inputs(g: GraphBuilder, shape: LMShape) -> dict[str, str]:
     return {
-        s.name: g.input(f"in_{s.name}", INT64 if s.dtype == "int64" else FLOAT, s.axes)
+        s.name: g.input(f"in_{s.name}", _TYPES[s.dtype], s.axes)
         for s in sorted(lm_state(shape), key=lambda s: s.name)
     }
 
 
+_TYPES = {"float32": FLOAT, "float16": FLOAT16, "int64": INT64, "int8": int(TensorProto.INT8)}
+
+
+def _ring(state: Mapping[str, str], name: str) -> Ring:
+    """A ring's values in ``state``: the numbers, and the scale where there is one."""
+    return tuple(state[n] for n in (name, f"{name}_scale") if n in state)
+
+
+def _named(name: str, ring: Ring) -> dict[str, str]:
+    """The opposite of :func:`_ring`."""
+    return dict(zip((name, f"{name}_scale"), ring, strict=False))
+
+
 def _state_outputs(g: GraphBuilder, shape: LMShape, new: dict[str, str]) -> None:
     for s in sorted(lm_state(shape), key=lambda s: s.name):
-        g.output(f"out_{s.name}", new[s.name], INT64 if s.dtype == "int64" else FLOAT, s.axes)
+        g.output(f"out_{s.name}", new[s.name], _TYPES[s.dtype], s.axes)
 
 
 def _cleared(g: GraphBuilder, first: str, value: str, rank: int) -> str:
@@ -222,32 +247,37 @@ def _last_taps(g: GraphBuilder, taps: str, lengths: str) -> str:
 
 
 def _scan_attention(
-    n: Nodes, key: str, value: str, q: str, k: str, v: str, position: str, valid: str, steps: str
-) -> tuple[str, str, str]:
+    n: Nodes, key: Ring, value: Ring, q: str, k: str, v: str, position: str, valid: str, steps: str
+) -> tuple[Ring, Ring, str]:
     """Attend, then write, over time; rings (b,w,g,k), q (r,h*k), k and v (r,g,1,k), position and valid (t,b,1)."""
     g, s = n.g, n.shape
     width = s.heads * s.head_dim
     slots = "s" if s.cache == "grow" else s.window
-    ring = ("b", slots, s.kv_heads, s.head_dim)
+    kinds = [(_TYPES[s.ring], ("b", slots, s.kv_heads, s.head_dim)), (FLOAT, ("b", slots, s.kv_heads))]
+    kinds = kinds[: len(key)]
     new = ("b", s.kv_heads, 1, s.head_dim)
     q3 = g.op("Reshape", q, _by_time(g, steps, width))
     k5, v5 = (g.op("Reshape", z, _by_time(g, steps, s.kv_heads, 1, s.head_dim)) for z in (k, v))
     with g.body("attention_over_time") as body:
-        ring_k = g.input(f"{body.name}/key", FLOAT, ring)
-        ring_v = g.input(f"{body.name}/value", FLOAT, ring)
+        ring_k, ring_v = (
+            tuple(g.input(f"{body.name}/{what}{i}", *kind) for i, kind in enumerate(kinds))
+            for what in ("key", "value")
+        )
         q_t = g.input(f"{body.name}/q", FLOAT, ("b", width))
         k_t = g.input(f"{body.name}/k", FLOAT, new)
         v_t = g.input(f"{body.name}/v", FLOAT, new)
         p_t = g.input(f"{body.name}/position", INT64, ("b", 1))
         ok_t = g.input(f"{body.name}/valid", BOOL, ("b", 1))
         y, _ = n.attend(q_t, k_t, v_t, ring_k, ring_v, p_t)
-        g.output(f"{body.name}/key_out", n.write_ring(ring_k, k_t, p_t, ok_t), FLOAT, ring)
-        g.output(f"{body.name}/value_out", n.write_ring(ring_v, v_t, p_t, ok_t), FLOAT, ring)
+        for what, ring, fresh in (("key", ring_k, k_t), ("value", ring_v, v_t)):
+            for i, written in enumerate(n.write_ring(ring, fresh, p_t, ok_t)):
+                g.output(f"{body.name}/{what}_out{i}", written, *kinds[i])
         g.output(f"{body.name}/y", y, FLOAT, ("b", width))
-    key_out, value_out, every = g.ops(
-        "Scan", key, value, q3, k5, v5, position, valid, outputs=3, body=g.body_graph(body), num_scan_inputs=5
-    )
-    return key_out, value_out, every
+    *rings, every = g.ops(
+        "Scan", *key, *value, q3, k5, v5, position, valid, outputs=2 * len(kinds) + 1,
+        body=g.body_graph(body), num_scan_inputs=5,
+    )  # fmt: skip
+    return tuple(rings[: len(kinds)]), tuple(rings[len(kinds) :]), every
 
 
 def _health(g: GraphBuilder, shape: LMShape, new: dict[str, str], checks: list[str]) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 from speechssm.bundle.shapes import LMShape
 
 from .builder import GraphBuilder
+from .explicit import QDQ_FP8, QDQ_INT8, ExplicitNodes
 from .griffin_nodes import Nodes
 from .quantized import BlockNodes, DynamicNodes, nodes_class
 
@@ -67,14 +68,19 @@ class _GrowingDynamicNodes(GrowingNodes, DynamicNodes):
     pass
 
 
+class _GrowingExplicitNodes(GrowingNodes, ExplicitNodes):
+    pass
+
+
 _GROWING: dict[type[Nodes], type[Nodes]] = {
     Nodes: GrowingNodes,
     BlockNodes: _GrowingBlockNodes,
     DynamicNodes: _GrowingDynamicNodes,
+    ExplicitNodes: _GrowingExplicitNodes,
 }
 
 
 def nodes_of(g: GraphBuilder, shape: LMShape, stored: int) -> Nodes:
     """The nodes that a shape's cache and a storage type ask for."""
-    kind = nodes_class(stored)
+    kind = ExplicitNodes if stored in (QDQ_INT8, QDQ_FP8) else nodes_class(stored)
     return (_GROWING[kind] if shape.cache == "grow" else kind)(g, shape, stored)

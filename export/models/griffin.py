@@ -27,6 +27,8 @@ from speechssm.bundle.state import StateTensor
 
 from .scan import linear_scan
 
+RING_TINY = 1e-30
+"""Least magnitude an int8 ring's scale is made from: a head of zeros is divided by it too."""
 CONV_WIDTH = 4
 """Taps of the causal convolution in a recurrent block."""
 
@@ -37,7 +39,7 @@ def lm_state(shape: LMShape) -> tuple[StateTensor, ...]:
     """State tensors of one row, sorted by name; position first in the tuple.
 
     Per recurrent layer ``lru`` (e) and ``conv`` (3,e); per attention layer rings ``key``, ``value``
-    (w,g,k), slot = position modulo w.
+    (w,g,k), slot = position modulo w, and where they are int8 the scale (w,g) of each.
     """
     tensors = [StateTensor(name="position", kind="position", shape=(), dtype="int64")]
     ring, grows = (shape.window, shape.kv_heads, shape.head_dim), shape.cache == "grow"
@@ -49,18 +51,36 @@ def lm_state(shape: LMShape) -> tuple[StateTensor, ...]:
             tensors.append(StateTensor(name=f"L{i:02d}_lru", kind="lru", shape=(shape.lru_width,)))
         else:
             for kind in ("key", "value"):
+                name = f"L{i:02d}_{kind}"
                 tensors.append(
-                    StateTensor(name=f"L{i:02d}_{kind}", kind=kind, shape=ring, grows=grows, in_place=True)
+                    StateTensor(
+                        name=name, kind=kind, shape=ring, dtype=shape.ring, grows=grows, in_place=True
+                    )
                 )
+                if shape.ring == "int8":
+                    tensors.append(
+                        StateTensor(name=f"{name}_scale", kind="scale", shape=ring[:2], grows=grows)
+                    )
     return tuple(tensors)
 
 
 def zero_state(shape: LMShape, rows: int, dtype: torch.dtype = torch.float32) -> State:
-    """State of ``rows`` (b) streams that have seen nothing."""
+    """State of ``rows`` (b) streams that have seen nothing; narrow rings as the numbers they stand for."""
     return {
         s.name: torch.zeros(rows, *s.shape, dtype=torch.int64 if s.dtype == "int64" else dtype)
         for s in lm_state(shape)
+        if s.kind != "scale"
     }
+
+
+def as_kept(x: Tensor, ring: str) -> Tensor:
+    """Keys or values (...,k) after a trip through a ring of type ``ring``, a scale for each head where int8."""
+    if ring == "float32":
+        return x
+    if ring == "float16":
+        return x.half().to(x.dtype)
+    scale = x.abs().amax(-1, keepdim=True).clamp_min(RING_TINY) * (1 / 127)
+    return torch.round(x / scale) * scale
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -197,6 +217,7 @@ class LocalAttention(nn.Module):
         """(b,d) with rings key, value (b,w,g,k) -> (b,d) and both rings. Attend first, then write."""
         w = self.shape.window
         q, k, v = self.project(x, position)
+        # The token itself is seen as it is; what is kept of it may be narrower.
         keys = torch.cat([key.to(x.dtype), k[:, None]], 1)
         values = torch.cat([value.to(x.dtype), v[:, None]], 1)
         slots = torch.arange(w + 1, device=x.device)
@@ -204,7 +225,8 @@ class LocalAttention(nn.Module):
         y = self.out(attend(q[:, None], keys, values, seen[:, None])[:, 0])
         rows, slot = torch.arange(len(x), device=x.device), position % w
         key, value = key.clone(), value.clone()
-        key[rows, slot], value[rows, slot] = k.to(key.dtype), v.to(value.dtype)
+        kept = (as_kept(z, self.shape.ring).to(key.dtype) for z in (k, v))
+        key[rows, slot], value[rows, slot] = kept
         return y, key, value
 
     def forward(
@@ -220,8 +242,10 @@ class LocalAttention(nn.Module):
         q, k, v = self.project(x, position[:, None] + times)
         unrolled = (position[:, None] + torch.arange(w, device=x.device)) % w
         rows = torch.arange(b, device=x.device)[:, None]
-        keys = torch.cat([key[rows, unrolled].to(x.dtype), k], 1)
-        values = torch.cat([value[rows, unrolled].to(x.dtype), v], 1)
+        kept_k, kept_v = as_kept(k, self.shape.ring), as_kept(v, self.shape.ring)
+        keys = torch.cat([key[rows, unrolled].to(x.dtype), kept_k], 1)
+        values = torch.cat([value[rows, unrolled].to(x.dtype), kept_v], 1)
+        own = None if self.shape.ring == "float32" else (k, v)
         y = []
         for start in range(0, t, w):
             stop = min(start + w, t)
@@ -230,7 +254,12 @@ class LocalAttention(nn.Module):
             banded = (j <= i) & (j >= i - w)
             real = j >= w - position[:, None]
             seen = banded & real[:, None]
-            y.append(attend(q[:, start:stop], keys[:, start : stop + w], values[:, start : stop + w], seen))
+            past = keys[:, start : stop + w], values[:, start : stop + w]
+            if own is None:
+                y.append(attend(q[:, start:stop], *past, seen))
+            else:
+                itself = (z[:, start:stop] for z in own)
+                y.append(attend_apart(q[:, start:stop], *past, seen & (j < i), *itself))
         out = self.out(torch.cat(y, 1))
         slot = (position[:, None] + t + torch.arange(w, device=x.device)) % w
         new_key, new_value = torch.empty_like(key), torch.empty_like(value)
@@ -243,6 +272,18 @@ def attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
     scores = at_least_float32(torch.einsum("btghk,bsgk->bgths", q * q.shape[-1] ** -0.5, k))
     weights = torch.softmax(scores.masked_fill(~seen[:, None, :, None], -torch.inf), -1)
     return torch.einsum("bgths,bsgk->btghk", weights.to(v.dtype), v).flatten(-3)
+
+
+def attend_apart(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, own_k: Tensor, own_v: Tensor) -> Tensor:
+    """:func:`attend` over a past that is kept narrower, and over each query's own key and value (b,t,g,k)."""
+    scaled = q * q.shape[-1] ** -0.5
+    past = at_least_float32(torch.einsum("btghk,bsgk->bgths", scaled, k))
+    past = past.masked_fill(~seen[:, None, :, None], -torch.inf)
+    itself = at_least_float32(torch.einsum("btghk,btgk->bgth", scaled, own_k))[..., None]
+    weights = torch.softmax(torch.cat([past, itself], -1), -1).to(v.dtype)
+    y = torch.einsum("bgths,bsgk->btghk", weights[..., :-1], v)
+    y = y + torch.einsum("bgth,btgk->btghk", weights[..., -1], own_v)
+    return y.flatten(-3)
 
 
 def rotate_half(x: Tensor, position: Tensor, base: float) -> Tensor:

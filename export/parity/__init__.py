@@ -22,7 +22,7 @@ from speechssm.errors import ExportError
 
 from ..models.griffin import lm_state
 from ..models.transformer import at_capacity
-from .compare import FLOAT_GATE, GATES, Comparison, Gate
+from .compare import FLOAT_GATE, GATES, Comparison, Gate, gate_of
 from .reference import follow, torch_threads
 from .rollout import (
     Rollout,
@@ -153,6 +153,7 @@ def check_lm(
         "format": FORMAT,
         "version": 1,
         "storage": storage,
+        "ring": shape.ring,
         "engine": "ONNX Runtime CPU",
         "reference": "PyTorch float32, weights as stored",
         "gate": asdict(gate),
@@ -233,4 +234,4 @@ def _position_failures(run: Rollout) -> list[str]:
     ][:1]
 
 
-__all__ = ["FLOAT_GATE", "GATES", "Gate", "Parity", "check_lm", "rollout_steps"]
+__all__ = ["FLOAT_GATE", "GATES", "Gate", "Parity", "check_lm", "gate_of", "rollout_steps"]

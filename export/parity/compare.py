@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -39,8 +39,22 @@ GATES: dict[str, Gate] = {
     "dynamic_int8": Gate(state=0.15, logits=0.15, cosine=0.99, margin=0.1, exact=True),
     "int8": Gate(state=0.15, logits=0.15, cosine=0.99, margin=0.1, exact=False),
     "int4": Gate(state=0.15, logits=0.15, cosine=0.99, margin=0.1, exact=False),
+    "qdq_int8": Gate(state=0.2, logits=0.2, cosine=0.98, margin=0.15, exact=False),
+    # Three bits of mantissa in every activation: a sixteenth of each number.
+    "qdq_fp8": Gate(state=0.4, logits=0.4, cosine=0.95, margin=0.3, exact=False),
 }
 """By storage."""
+RING_STEPS = {"float32": 0.0, "float16": 2e-3, "int8": 2e-2}
+"""What a gate adds for a narrow ring: a rounding that falls the other way is a step of 2^-11 or 1/127 of a key."""
+
+
+def gate_of(storage: str, ring: str) -> Gate:
+    """The gate of a bundle whose weights and attention rings are stored so."""
+    gate, more = GATES[storage], RING_STEPS[ring]
+    return replace(
+        gate, state=gate.state + more, logits=gate.logits + more, margin=gate.margin + more,
+        cosine=gate.cosine - more**2,
+    )  # fmt: skip
 
 
 @dataclass
@@ -113,6 +127,8 @@ class Comparison:
     def on_state(self, steps: int, name: str, value: np.ndarray) -> None:
         """One state tensor (b, ...) of the reference after ``steps`` steps."""
         mine = self.rollout.states[steps][name]
+        if (scale := self.rollout.states[steps].get(f"{name}_scale")) is not None:
+            mine = mine * scale[..., None]
         if name.endswith(("_key", "_value")):
             # Slots that no token has reached hold whatever the slot held before.
             filled = min(steps, self.shape.window)

@@ -80,6 +80,8 @@ def garbage_state(entry: GraphEntry, rows: int, slots: int, rng: np.random.Gener
             state[s.name] = np.zeros(size, s.dtype)
         elif s.kind in ("lru", "conv"):
             state[s.name] = np.full(size, np.nan, s.dtype)
+        elif s.dtype == "int8":
+            state[s.name] = rng.integers(-128, 128, size).astype(np.int8)
         else:
             state[s.name] = (GARBAGE * rng.standard_normal(size)).astype(s.dtype)
     return state

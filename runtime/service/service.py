@@ -28,7 +28,6 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 import numpy as np
 
 from speechssm.audio import read_audio
-from speechssm.bundle import state_bytes
 from speechssm.errors import CapacityError, SessionFailed, SettingsError, SnapshotError
 
 from ..frozen import Frozen
@@ -92,7 +91,7 @@ class Service:
         self._checkpoint_s = number("checkpoint_s", checkpoint_s, 0.0, 86_400.0)
         self._folder: CheckpointFolder | None = None
         if checkpoints is not None:
-            size = model.session_bytes + state_bytes(self._stages.codec_schema)
+            size = model.snapshot_state_bytes
             self._folder = CheckpointFolder(Path(checkpoints), model.digest, size, self.limits.snapshots)
         self._commands: deque[Callable[[Scheduler[Speaker]], None]] = deque()
         self._wake = threading.Event()

@@ -70,9 +70,10 @@ class Speaker:
         self._audio = self._other = None
         yield
         prefill = Prefill(stages.language_model, tokens.tolist(), settings.sampler, settings.seed)
-        while prefill.left:
-            prefill.step(self._chunk)
-            yield
+        with stages.language_model.reading():
+            while prefill.left:
+                prefill.step(self._chunk)
+                yield
         stream = Stream(stages, settings, voice)
         stream.position, stream.asked = len(tokens), self.asked
         self.saved, self.stream = prefill.saved(), stream

@@ -29,6 +29,7 @@ def load(
     threads: int = 0,
     native: bool = False,
     engines: str | PathLike[str] | None = None,
+    low_memory: bool = False,
 ) -> Model:
     """Check a bundle and open its engines.
 
@@ -39,6 +40,8 @@ def load(
         native: run the recurrence on the operators that ``speechssm ext build`` compiled. Faster, and equal to a
             rounding: the same seed may come to another token after a while.
         engines: the folder that ``speechssm build`` wrote; graphs it lacks run on ONNX Runtime's CPU provider.
+        low_memory: hold one copy of the language model's weights instead of two: the prefill engine is
+            closed when no prompt is being read, and each new prompt waits for it to open again.
 
     Raises:
         BundleError: the bundle is missing, altered or of another version.
@@ -47,13 +50,18 @@ def load(
     from speechssm.bundle import open_bundle
     from speechssm.engines.loading import BundleGraphs
     from speechssm.engines.ort import OrtOptions
+    from speechssm.errors import SettingsError
     from speechssm.runtime.model import Model
 
+    if low_memory and engines is not None:
+        raise SettingsError(
+            "low_memory closes engines of ONNX Runtime: leave it out beside engines that were built"
+        )
     checked = open_bundle(Path(bundle))
     options = OrtOptions(provider=provider, threads=threads, custom_ops=_operators() if native else None)
     built = None if engines is None else _engines(checked, Path(engines))
     graphs = BundleGraphs(checked, options, built)
-    return Model(checked.manifest, checked.digest, graphs)
+    return Model(checked.manifest, checked.digest, graphs, graphs.release if low_memory else None)
 
 
 def _operators() -> Path:

@@ -23,7 +23,11 @@ def test_loss_is_the_reference_s_and_all_storages_are_compared(
     model = shaken(TINY, int(rng.integers(1 << 30)))
     tokens = rng.integers(0, TINY.vocab, (2, 21))
     costs = compare_storages(TINY, model_parameters(model), tmp_path, tokens=tokens, steps=3)
-    assert [c.storage for c in costs] == list(STORAGES)
+    assert [c.storage for c in costs] == [*STORAGES, "float32", "float32"]
+    assert [c.ring for c in costs] == [*["float32"] * len(STORAGES), "float16", "int8"]
+    assert costs[0].session_bytes > costs[-2].session_bytes > costs[-1].session_bytes
+    assert 0 < costs[-2].scaled < costs[-1].scaled < 0.1
+    costs = costs[: len(STORAGES)]
     logits, _ = model(torch.from_numpy(tokens[:, :-1]))
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.from_numpy(tokens[:, 1:]).flatten())
     assert abs(costs[0].loss - float(loss)) < 1e-4
@@ -40,7 +44,7 @@ def test_loss_is_the_reference_s_and_all_storages_are_compared(
 
 def test_without_held_out_tokens_the_model_samples_its_own(tmp_path: Path) -> None:
     (cost,) = compare_storages(
-        TINY, model_parameters(shaken(TINY, 1)), tmp_path, storages=["float32"], steps=1
+        TINY, model_parameters(shaken(TINY, 1)), tmp_path, storages=["float32"], rings=[], steps=1
     )
     assert 0 < cost.loss < math.log(TINY.vocab)
 

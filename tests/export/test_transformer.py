@@ -139,7 +139,7 @@ def test_presets_have_baselines(tmp_path: Path) -> None:
     manifest = export_preset("tiny", tmp_path / "a", rollout=9, threads=1, transformer="mqa")
     assert manifest.name == "tiny-mqa-seed0"
     assert manifest.lm.shape.cache == "grow"
-    assert not manifest.speaks
+    assert manifest.speaks
     manifest = export_preset("tiny", tmp_path / "b", rollout=9, threads=1, transformer="mha", capacity=20)
     assert manifest.lm.shape.window == 20
     assert manifest.speaks

@@ -36,8 +36,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "numpy", "pydantic", *ENGINE_LIBRARIES, *LEAVES, "speechssm", "speechssm.__version__", "speechssm.engines",
     ),
     "speechssm.export": (
-        "numpy", "pydantic", "torch", "onnx", "tqdm", *LEAVES, "speechssm", "speechssm.__version__",
-        "speechssm.engines", "speechssm.export",
+        "numpy", "pydantic", "torch", "onnx", "ml_dtypes", "tflite", "tqdm", *LEAVES, "speechssm",
+        "speechssm.__version__", "speechssm.engines", "speechssm.export",
     ),
     "speechssm.cpp_ext": ("speechssm.errors", "speechssm.cpp_ext"),
     "speechssm": (

@@ -11,8 +11,9 @@ from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, Posit
 from speechssm import axes
 
 from . import limits
-from .shapes import AcousticShape, CodecShape, LMShape, TokenizerShape
+from .shapes import LMShape
 from .shapes.base import Shape
+from .shapes.ready import AcousticForm, CodecForm, TokenizerForm
 from .state import StateTensor, state_bytes
 
 FORMAT: Final = "speechssm-bundle"
@@ -40,8 +41,8 @@ GraphFile = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,122}\.on
 WeightFile = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,115}\.safetensors$")]
 GraphName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,63}$")]
 Axis = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,15}$")] | Annotated[int, Field(ge=0, le=limits.SIZE)]
-DType = Literal["float32", "float16", "int64", "int32", "bool"]
-Storage = Literal["float32", "float16", "bfloat16", "int8", "int4", "dynamic_int8"]
+DType = Literal["float32", "float16", "int64", "int32", "int8", "bool"]
+Storage = Literal["float32", "float16", "bfloat16", "int8", "int4", "dynamic_int8", "qdq_int8", "qdq_fp8"]
 
 
 class FileEntry(Shape):
@@ -129,21 +130,21 @@ class LMPart(Shape):
 class TokenizerPart(Shape):
     """The semantic tokenizer."""
 
-    shape: TokenizerShape
+    shape: TokenizerForm
     storage: Storage
 
 
 class AcousticPart(Shape):
     """The acoustic stage."""
 
-    shape: AcousticShape
+    shape: AcousticForm
     storage: Storage
 
 
 class CodecPart(Shape):
     """The codec."""
 
-    shape: CodecShape
+    shape: CodecForm
     storage: Storage
 
 

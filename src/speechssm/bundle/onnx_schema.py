@@ -145,5 +145,5 @@ TYPED_DATA = {
 }
 """Which element types may be given in each typed field instead of ``raw_data``."""
 
-VALUE_TYPES = {1: "float32", 6: "int32", 7: "int64", 9: "bool", 10: "float16"}
+VALUE_TYPES = {1: "float32", 3: "int8", 6: "int32", 7: "int64", 9: "bool", 10: "float16"}
 """Manifest type name of an input's or output's element type."""

@@ -17,9 +17,9 @@ class StateTensor(Shape):
     """
 
     name: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")
-    kind: Literal["lru", "conv", "key", "value", "position", "tail"]
+    kind: Literal["lru", "conv", "key", "value", "scale", "position", "tail"]
     shape: tuple[int, ...]
-    dtype: Literal["float32", "float16", "int64"] = "float32"
+    dtype: Literal["float32", "float16", "int64", "int8"] = "float32"
     grows: bool = False
     """True for the cache of a Transformer that keeps every token: ``shape`` is that of one block of slots,
     and the host gives the graph as many blocks as hold ``position + 1`` tokens (axis s)."""
@@ -41,7 +41,7 @@ class StateTensor(Shape):
     @property
     def bytes(self) -> int:
         """Bytes of one row; of one block of slots where the tensor grows."""
-        return math.prod(self.shape) * {"float32": 4, "float16": 2, "int64": 8}[self.dtype]
+        return math.prod(self.shape) * {"float32": 4, "float16": 2, "int64": 8, "int8": 1}[self.dtype]
 
 
 def state_bytes(schema: Iterable[StateTensor]) -> int:

@@ -34,6 +34,7 @@ ITEM_BYTES = {
     "I8": 1,
     "U8": 1,
     "U4": 1,
+    "F8_E4M3": 1,
     "BOOL": 1,
 }
 """Bytes of one element by safetensors type name."""
@@ -171,6 +172,8 @@ def finite(block: bytes, dtype: str) -> bool:
         # An exponent of all ones is an infinity or NaN.
         bits = np.frombuffer(block, kind) & exponent
         return bool(bits.max(initial=0) < exponent)
+    if dtype == "F8_E4M3":  # no infinity; all ones but the sign is NaN
+        return bool((np.frombuffer(block, np.uint8) & 0x7F).max(initial=0) < 0x7F)
     return dtype not in _FLOATS or bool(np.isfinite(np.frombuffer(block, _FLOATS[dtype])).all())
 
 

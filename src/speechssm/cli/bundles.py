@@ -25,6 +25,16 @@ class Storage(StrEnum):
     INT8 = "int8"
     INT4 = "int4"
     DYNAMIC_INT8 = "dynamic_int8"
+    QDQ_INT8 = "qdq_int8"
+    QDQ_FP8 = "qdq_fp8"
+
+
+class Ring(StrEnum):
+    """How keys and values of past tokens are kept."""
+
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+    INT8 = "int8"
 
 
 class Rope(StrEnum):
@@ -42,6 +52,9 @@ class Attention(StrEnum):
 
 
 _Part = Annotated[Path | None, typer.Option(help="Checkpoint of this part, beside or instead of CKPT's.")]
+_Ready = Annotated[
+    Path | None, typer.Option(help="Ready ONNX file of this part, checked before it is taken.")
+]
 
 
 def export(
@@ -59,9 +72,20 @@ def export(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, max=LAST_SEED, help="Seed of random weights.")] = 0,
     dtype: Annotated[Storage, typer.Option(help="Storage type of the weight matrices.")] = Storage.FLOAT32,
+    ring: Annotated[
+        Ring, typer.Option(help="How keys and values of past tokens are kept: most of a session's bytes.")
+    ] = Ring.FLOAT32,
     tokenizer: _Part = None,
     acoustic: _Part = None,
     codec: _Part = None,
+    refit: Annotated[
+        Path | None,
+        typer.Option(help="With a Lyra --codec: fit its quantizer anew to this folder of speech."),
+    ] = None,
+    refit_levels: Annotated[int, typer.Option(help="With --refit: levels of the quantizer.")] = 12,
+    refit_codes: Annotated[int, typer.Option(help="With --refit: codes of a level.")] = 1024,
+    tokenizer_onnx: _Ready = None,
+    acoustic_onnx: _Ready = None,
     rope: Annotated[Rope | None, typer.Option(help="Replace the checkpoint's rotary embedding.")] = None,
     window: Annotated[
         int | None,
@@ -109,17 +133,21 @@ def export(
 ) -> None:
     """Write a bundle, and its parity report, of a checkpoint or of a preset with seeded random weights."""
     try:
-        from speechssm.export.exporter import export_checkpoint, export_preset
+        from speechssm.export.exporter import Quantizer, export_checkpoint, export_preset
     except ImportError as error:
         raise ExportError(
             f"exporting needs torch and onnx ({error.name} is missing): run 'pip install speechssm[export,cpu]'"
         ) from error
     if held_out is not None and not quantize:
         raise ExportError("held-out tokens are for comparing storages: add --quantize")
+    if refit is not None and codec is None:
+        raise ExportError("--refit fits the quantizer of a codec: give Lyra's folder as --codec")
     if quantize:
         _print_tradeoff(checkpoint, preset, out, seed, held_out, rope, window, speech_vocab)
     parts = {"tokenizer": tokenizer, "acoustic": acoustic, "codec": codec}
     given = {part: path for part, path in parts.items() if path is not None}
+    ready = {"tokenizer": tokenizer_onnx, "acoustic": acoustic_onnx}
+    onnx = {part: path for part, path in ready.items() if path is not None}
     if checkpoint is not None:
         if preset is not None:
             raise ExportError(
@@ -129,6 +157,8 @@ def export(
             checkpoint,
             out,
             parts=given,
+            onnx=onnx,
+            quantizer=None if refit is None else Quantizer(refit, refit_levels, refit_codes),
             rope=None if rope is None else rope.value,
             window=window,
             speech_vocab=speech_vocab,
@@ -136,10 +166,11 @@ def export(
             name=name,
             licences=tuple(licence or ()),
             storage=dtype.value,
+            ring=ring.value,
             overwrite=overwrite,
             rollout=rollout,
         )
-    elif given or rope or window or speech_vocab or name or licence:
+    elif given or onnx or rope or window or speech_vocab or name or licence:
         raise ExportError("this option belongs to a checkpoint: give its path before -o")
     else:
         manifest = export_preset(
@@ -147,6 +178,7 @@ def export(
             out,
             seed=seed,
             storage=dtype.value,
+            ring=ring.value,
             overwrite=overwrite,
             rollout=rollout,
             transformer=None if transformer is None else transformer.value,

@@ -69,13 +69,23 @@ def generate(
     engines: Annotated[
         Path | None, typer.Option(help="Folder of engines that 'speechssm build' made.")
     ] = None,
+    low_memory: Annotated[
+        bool, typer.Option("--low-memory", help="Close the prefill engine once the prompt is read.")
+    ] = False,
     unbounded: Annotated[bool, typer.Option("--unbounded", help="Allow more than 24 h.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
 ) -> None:
     """Continue PROMPT by SECONDS of new speech in the same voice."""
     check_seconds(seconds, unbounded)
     folder = bundle if bundle is not None else demo_voice()
-    model = speechssm.load(folder, provider=provider.value, threads=threads, native=native, engines=engines)
+    model = speechssm.load(
+        folder,
+        provider=provider.value,
+        threads=threads,
+        native=native,
+        engines=engines,
+        low_memory=low_memory,
+    )
     # The prompt is read once; read here, it can also be written in front.
     audio = read_quietly(prompt)
     voice = None if speaker is None else read_quietly(speaker)

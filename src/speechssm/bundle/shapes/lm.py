@@ -33,6 +33,8 @@ class LMShape(Shape):
     tied_head: bool = True
     activation: Literal["gelu_tanh", "silu", "gelu"] = "gelu_tanh"
     norm_eps: PositiveFloat = 1e-6
+    ring: Literal["float32", "float16", "int8"] = "float32"
+    """How keys and values of past tokens are kept; ``int8`` has a float32 scale for each slot and head."""
     cache: Literal["ring", "grow"] = "ring"
     """``ring`` keeps the last ``window`` keys; ``grow`` keeps all of them, in blocks of ``window``, as a
     Transformer does."""

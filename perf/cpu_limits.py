@@ -1,0 +1,309 @@
+"""How near a language model's step comes to what the machine can do, by storage, in one run.
+
+    python -m speechssm.perf.cpu_limits --shape 200m --threads 2 --peers
+
+One row is bound by reading weights: bytes of weights a step reads, over the bandwidth measured in the same
+run. Sixty-four rows are bound by arithmetic: their rate, over the best rate of the same kind of product
+measured in the same run. All storages, and Hugging Face's ``RecurrentGemma.generate`` with the same weights
+where it is asked for, take turns. Bundles are written without a parity report: the arithmetic does not
+depend on the weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from speechssm.bundle import tensors
+from speechssm.bundle.manifest import GraphEntry
+from speechssm.bundle.shapes import LMShape, griffin_blocks
+from speechssm.engines.ort import OrtGraph, OrtOptions, import_onnxruntime
+from speechssm.export.checkpoints.huggingface import layout
+from speechssm.export.checkpoints.seeded import seeded_griffin
+from speechssm.export.graphs.lm import build_lm_step
+from speechssm.export.graphs.lm_weights import griffin_weights
+from speechssm.export.models.griffin import lm_state
+from speechssm.export.package import part_file, write_graph, write_parts
+from speechssm.export.presets import PRESETS
+from speechssm.export.quantize import BLOCK, quantize
+from speechssm.export.storage import STORED, Storage, stored_weights
+from speechssm.runtime.lm import LanguageModel, LMRows
+from speechssm.runtime.settings import SamplerSettings
+
+from .roofline import measure as roofline
+
+STORAGES: tuple[Storage, ...] = ("float32", "int8", "int4", "dynamic_int8")
+SHAPES: dict[str, LMShape] = {
+    "200m": LMShape(
+        vocab=32_768, width=1024, lru_width=1024, heads=8, kv_heads=1, head_dim=128, window=2048,
+        mlp_width=3072, blocks=griffin_blocks(16), rope="none",
+    ),
+    "tiny": PRESETS["tiny"].lm,
+    "2b": PRESETS["2b"].lm,
+}  # fmt: skip
+POSITION = 3000
+"""Every row is past the window: its rings are full."""
+GEMM_SIDE = (1024, 3072)
+
+
+@dataclass
+class Timed:
+    """A storage's step graph and what was measured of it."""
+
+    storage: str
+    weight_bytes: int
+    """Of the tensors one step reads: all but the embedding table, of which it reads a row."""
+    lm: LanguageModel
+    graph: OrtGraph
+    seconds: dict[int, list[float]] = field(default_factory=dict)
+    """Of steps, by rows."""
+
+
+def written(shape: LMShape, storage: Storage, folder: Path, seed: int = 0, threads: int = 0) -> Timed:
+    """The step graph of seeded weights in ``folder``, opened."""
+    folder.mkdir(parents=True, exist_ok=True)
+    builder = build_lm_step(shape, STORED[storage])
+    weights = stored_weights(shape, griffin_weights(shape, seeded_griffin(shape, seed)), storage)
+    write_parts(folder, {"lm_step": builder}, {"lm": weights})
+    entry: GraphEntry = write_graph(folder, "lm_step", builder, lm_state(shape))
+    sizes = {name: e.length for name, e in tensors.read_header(folder / part_file("lm")).items()}
+    # A tied float32 embedding is the head as well, which reads all of it.
+    read = sum(size for name, size in sizes.items() if name != "embed" or "head.q" not in sizes)
+    read -= sum(size for name, size in sizes.items() if name.startswith("rope."))
+    graph = OrtGraph("lm_step", folder / entry.file, entry, OrtOptions(threads=threads))
+    lm = LanguageModel(graph, lambda: graph, entry.state, shape.vocab, min(1024, shape.vocab), float("inf"))
+    return Timed(storage, read, lm, graph)
+
+
+def pool_of(timed: Timed, rows: int) -> LMRows:
+    """``rows`` sessions past their window, ready to step."""
+    pool = LMRows(timed.lm, rows)
+    for row in range(rows):
+        pool.start(row, row % timed.lm.vocab, SamplerSettings(), seed=row)
+    for state in pool.state.sets:
+        state["position"][:] = POSITION
+    pool.active[:] = True
+    pool.step()
+    return pool
+
+
+def in_turns(jobs: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, list[float]]:
+    """Times of each job, one after the other and again, for ``seconds`` in all and three rounds at least."""
+    times: dict[str, list[float]] = {name: [] for name in jobs}
+    started = time.perf_counter()
+    while time.perf_counter() - started < seconds or len(next(iter(times.values()))) < 3:
+        for name, job in jobs.items():
+            at = time.perf_counter()
+            job()
+            times[name].append(time.perf_counter() - at)
+    return times
+
+
+# the machine's own limits
+
+
+def product_rates(threads: int, rows: int = 64, seconds: float = 0.3) -> dict[str, float]:
+    """Best operations per second of ``rows`` rows through one (1024, 3072) matrix, by storage, in ONNX Runtime."""
+    inputs, outputs = GEMM_SIDE
+    matrix = np.random.default_rng(0).standard_normal((outputs, inputs)).astype(np.float32)
+    found: dict[str, float] = {}
+    for storage in STORAGES:
+        session = _product(storage, matrix, threads)
+        x = np.random.default_rng(1).standard_normal((rows, inputs)).astype(np.float32)
+        given = np.clip(x * 40 + 128, 0, 255).astype(np.uint8) if storage == "dynamic_int8" else x
+        session.run(None, {"x": given})
+        best, started = float("inf"), time.perf_counter()
+        while time.perf_counter() - started < seconds:
+            at = time.perf_counter()
+            session.run(None, {"x": given})
+            best = min(best, time.perf_counter() - at)
+        found[storage] = 2 * rows * inputs * outputs / best
+    return found
+
+
+def _product(storage: Storage, matrix: np.ndarray, threads: int) -> Any:
+    outputs, inputs = matrix.shape
+    kinds = {"dynamic_int8": (TensorProto.UINT8, TensorProto.INT32)}
+    kind, made = kinds.get(storage, (TensorProto.FLOAT, TensorProto.FLOAT))
+    weights: dict[str, np.ndarray] = {"w": np.ascontiguousarray(matrix.T)}
+    node = helper.make_node("MatMul", ["x", "w"], ["y"])
+    if storage == "dynamic_int8":
+        weights = {
+            "w": np.clip(np.rint(matrix.T * 40), -127, 127).astype(np.int8),
+            "z": np.array(128, np.uint8),
+        }
+        node = helper.make_node("MatMulInteger", ["x", "w", "z"], ["y"])
+    elif storage in ("int8", "int4"):
+        bits = int(storage[3:])
+        numbers, scale = quantize(matrix, bits)
+        weights = {"w": numbers, "s": scale}
+        node = helper.make_node(
+            "MatMulNBits", ["x", "w", "s"], ["y"], domain="com.microsoft", K=inputs, N=outputs, bits=bits,
+            block_size=BLOCK, accuracy_level=4,
+        )  # fmt: skip
+    graph = helper.make_graph(
+        [node], "product", [helper.make_tensor_value_info("x", kind, ["b", inputs])],
+        [helper.make_tensor_value_info("y", made, ["b", outputs])],
+        [numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )  # fmt: skip
+    opsets = [helper.make_opsetid("", 23), helper.make_opsetid("com.microsoft", 1)]
+    model: onnx.ModelProto = helper.make_model(graph, opset_imports=opsets, ir_version=11)
+    ort = import_onnxruntime()
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+# Hugging Face, same weights
+
+
+def hugging_face(
+    shape: LMShape, seed: int, threads: int, tokens: int
+) -> Iterator[tuple[str, Callable[[], object]]]:
+    """``RecurrentGemma.generate`` by mode, each a job that makes ``tokens`` tokens from a prompt of 8."""
+    import torch
+
+    transformers: Any = importlib.import_module("transformers")
+    torch.set_num_threads(threads)
+    config = transformers.RecurrentGemmaConfig(
+        num_hidden_layers=shape.layers, vocab_size=shape.vocab, hidden_size=shape.width,
+        intermediate_size=2 * shape.mlp_width, num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads, lru_width=shape.lru_width,
+        attention_window_size=shape.window, eos_token_id=None, pad_token_id=0, bos_token_id=1,
+    )  # fmt: skip
+    with torch.device("meta"):
+        empty = transformers.RecurrentGemmaForCausalLM(config)
+    parameters = seeded_griffin(shape, seed)
+    state: dict[str, Any] = {}
+    for ours, take in layout(shape).items():
+        array = parameters[ours]
+        # The checkpoint's layout differs from ours in the convolution alone.
+        array = np.ascontiguousarray(array.T[:, None]) if array.shape != take.shape else array
+        state[take.name] = torch.from_numpy(array)
+    state["lm_head.weight"] = state["model.embed_tokens.weight"]
+    empty.load_state_dict(state, assign=True, strict=False)
+    model = empty.eval()
+    # Buffers that were made on the meta device are made again where they are used.
+    for module in model.modules():
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            if buffer is not None and buffer.is_meta:
+                made = type(module)(config).get_buffer(name) if "Rotary" in type(module).__name__ else None
+                value = made if made is not None else torch.tensor(shape.width**0.5, dtype=torch.bfloat16)
+                module.register_buffer(name, value.reshape(buffer.shape), persistent=False)
+    prompt = torch.arange(1, 9)[None]
+
+    def job(one: Any) -> Callable[[], object]:
+        def run() -> object:
+            with torch.inference_mode():
+                return one.generate(prompt, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=True)
+
+        return run
+
+    yield "float32, eager", job(model)
+    compiled = torch.compile(model.forward, dynamic=True)
+    eager, model.forward = model.forward, compiled
+    yield "float32, compiled", job(model)
+    model.forward = eager
+    yield "bfloat16, eager", job(model.to(torch.bfloat16))
+    model.forward = torch.compile(model.forward, dynamic=True)
+    yield "bfloat16, compiled", job(model)
+
+
+def limits(
+    shape: LMShape,
+    *,
+    storages: Sequence[Storage] = STORAGES,
+    rows: Sequence[int] = (1, 64),
+    threads: int = 2,
+    seconds: float = 8.0,
+    work: Path | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Shares of the machine's limits by storage and rows: the figures of this module as one JSON object."""
+    with tempfile.TemporaryDirectory(dir=work, prefix="speechssm-limits-") as name:
+        timed = [written(shape, s, Path(name) / s, seed, threads) for s in storages]
+        machine = roofline(threads=threads, passes=3)
+        rates = product_rates(threads)
+        report: dict[str, Any] = {
+            "parameters": shape.parameters,
+            "threads": threads,
+            "read_gb_per_s": machine.read_bytes_per_s / 1e9,
+            "product_gop_per_s_at_64_rows": {k: v / 1e9 for k, v in rates.items()},
+            "steps": [],
+        }
+        for count in rows:
+            pools = {one.storage: pool_of(one, count) for one in timed}
+            times = in_turns({name: pool.step for name, pool in pools.items()}, seconds)
+            for one in timed:
+                report["steps"].append(
+                    _row(one, shape, count, times[one.storage], machine.read_bytes_per_s, rates)
+                )
+            pools.clear()
+        after = roofline(threads=threads, passes=3)
+        report["read_gb_per_s_after"] = after.read_bytes_per_s / 1e9
+        for one in timed:
+            one.graph.close()
+    return report
+
+
+def _row(
+    timed: Timed, shape: LMShape, rows: int, times: list[float], bandwidth: float, rates: Mapping[str, float]
+) -> dict[str, Any]:
+    low, middle = (float(np.percentile(times, p)) for p in (20, 50))
+    flops = 2 * shape.matrix_parameters * rows
+    return {
+        "storage": timed.storage,
+        "rows": rows,
+        "steps": len(times),
+        "step_ms": middle * 1e3,
+        "step_ms_p20": low * 1e3,
+        "tokens_per_s": rows / middle,
+        "weights_mb": timed.weight_bytes / 1e6,
+        "share_of_bandwidth": timed.weight_bytes / bandwidth / middle,
+        "share_of_product_rate": flops / middle / rates[timed.storage],
+    }
+
+
+def main() -> None:
+    """Command line of this module; the last line printed is JSON."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--shape", choices=sorted(SHAPES), default="200m")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=8.0)
+    parser.add_argument("--storages", nargs="+", default=list(STORAGES))
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 64])
+    parser.add_argument("--work", type=Path, help="folder for the temporary bundles")
+    parser.add_argument("--peers", action="store_true", help="also Hugging Face generate, same weights")
+    parser.add_argument("--peer-tokens", type=int, default=16)
+    given = parser.parse_args()
+    shape = SHAPES[given.shape]
+    found = limits(
+        shape, storages=given.storages, rows=given.rows, threads=given.threads, seconds=given.seconds,
+        work=given.work,
+    )  # fmt: skip
+    if given.peers:
+        found["hugging_face_tokens_per_s"] = peers = dict[str, float | str]()
+        for name, job in hugging_face(shape, 0, given.threads, given.peer_tokens):
+            try:
+                job()  # compiles, and allocates
+                peers[name] = given.peer_tokens / float(np.median(in_turns({name: job}, 2.0)[name]))
+            except Exception as error:  # a mode that does not run here is told, not hidden
+                peers[name] = f"failed: {type(error).__name__}: {str(error).splitlines()[0][:200]}"
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
