@@ -9,7 +9,6 @@ VENV ?= .venv
 OUT ?= out
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-VOICE := src/speechssm/voices/demo/manifest.json
 
 .PHONY: install demo test test-slow bench check format clean
 
@@ -24,13 +23,7 @@ $(READY): pyproject.toml
 
 demo: $(READY)
 	@mkdir -p $(OUT)
-ifneq ($(wildcard $(VOICE)),)
 	$(BIN)/speechssm generate examples/prompt.flac -o $(OUT)/demo.wav --seconds 20 --seed 0 --with-prompt
-else
-	@echo "No trained voice exists yet: $(OUT)/demo.wav is the prompt, then noise made by random weights."
-	$(BIN)/speechssm export --preset tiny --seed 0 --rollout 64 --overwrite -o $(OUT)/tiny
-	$(BIN)/speechssm generate examples/prompt.flac -o $(OUT)/demo.wav --seconds 20 --seed 0 --with-prompt --bundle $(OUT)/tiny
-endif
 
 test: $(READY)
 	$(BIN)/pytest -n 2 --dist worksteal --durations 15

@@ -16,14 +16,16 @@ from speechssm.export.exporter import export_checkpoint
 from . import places, weights
 
 NAME = "demo"
-ABOUT = "a small voice that shows the runtime at work: 16 M parameters, trained on 5 hours of speech and 782 000 words"
+ABOUT = (
+    "a small voice that shows the runtime at work: 11 M parameters, trained in hours of two processor cores"
+)
 LICENCES = (
     "weights: Apache-2.0, trained by recipes/ of this project",
     "kathleen: 1.4 h of one reader, CC0, rhasspy/dataset-voice-kathleen",
     "LibriSpeech train-clean-100, 251 speakers in excerpts (resemble-ai/Resemblyzer), CC BY 4.0, "
     "V. Panayotov, G. Chen, D. Povey, S. Khudanpur, OpenSLR 12",
     "story readings: synthesised with Kokoro-82M (Apache-2.0) from public-domain text",
-    "stories: eight Standard Ebooks editions, public domain, editions CC0, spoken by flite's voices (CMU, BSD-like)",
+    "stories: Standard Ebooks editions, public domain, editions CC0, spoken by flite's voices (CMU, BSD-like)",
     "teachers, not shipped: Whisper-base (MIT), Resemblyzer (Apache-2.0), PocketSphinx en-us (BSD)",
 )
 MOST_BYTES = 34_000_000
@@ -74,7 +76,7 @@ def notes(about: dict[str, dict[str, Any]]) -> str:
         "## What it was trained on",
         "",
         "4.4 hours of recordings (one CC0 reader, 251 LibriSpeech speakers, story readings by Kokoro voices) for "
-        "tokenizer, codec and acoustic stage, and eight public-domain books as tokens for the language model. "
+        "tokenizer, codec and acoustic stage; these and 2.5 hours of stories spoken by flite for the language model. "
         "Held out everywhere: LibriSpeech speakers whose id is divisible by 10, every tenth sentence of the reader, "
         "all of *Alice*, three Kokoro voices.",
         "",

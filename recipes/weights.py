@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-import speechssm
 from speechssm.bundle.shapes import AcousticShape, CodecShape, LMShape, TokenizerShape
+from speechssm.bundle.shipped import VOICE
 from speechssm.export.models.tokenizer import Tokenizer
 from speechssm.export.parts import PARTS, AnyShape
 
@@ -18,8 +18,6 @@ from . import places, restore
 
 TRAINED = Path(__file__).parent / "trained"
 """What is said of the committed weights, and the weights themselves until they are part of the demo bundle."""
-VOICE = Path(speechssm.__file__).parent / "voices" / "demo"
-"""The bundle that ships; it holds every committed weight once."""
 STAGES: dict[str, tuple[str, type[AnyShape]]] = {
     "tokenizer": ("tokenizer", TokenizerShape),
     "codec": ("codec", CodecShape),
@@ -99,9 +97,6 @@ def keep(stage: str) -> None:
     if not (folder / "best.safetensors").exists():
         raise FileNotFoundError(f"{folder} holds no best weights: train and judge the part first")
     found = _read(folder / "best.safetensors")
-    evaluation = folder / "evaluation.json"
-    if evaluation.exists():
-        found.about["evaluation"] = places.read_json(evaluation)
     small = {k: v.half() if v.dim() > 1 else v for k, v in found.parameters.items()}
     places.write_tensors(TRAINED / f"{stage}.safetensors", small)
     places.write_json(TRAINED / f"{stage}.json", found.about)
@@ -109,4 +104,8 @@ def keep(stage: str) -> None:
 
 def _read(path: Path) -> Found:
     values = {k: v.float() for k, v in places.load_tensors(path).items()}
-    return Found(values, places.read_json(path.with_suffix(".json")))
+    about = places.read_json(path.with_suffix(".json"))
+    for evaluation in (path.with_name("evaluation.json"), path.with_name("evaluation-default.json")):
+        if evaluation.exists():
+            about["evaluation"] = places.read_json(evaluation)
+    return Found(values, about)

@@ -99,8 +99,8 @@ def _build_step(n: Nodes, *, logits: bool = False) -> GraphBuilder:
     # Health is never below zero, so what is added is zero; an engine cannot know that.
     late = g.op("Cast", g.op("Less", health, g.const(np.float32(0))), to=INT64)
     column = g.op("Add", column, g.op("Unsqueeze", late, g.const([1])))
-    for name, ring, value in written:
-        new |= _named(name, n.write_ring(ring, value, column, active_column))
+    for name, ring, fresh in written:
+        new |= _named(name, n.write_ring(ring, fresh, column, active_column))
     health = g.op("Where", active, health, g.const(np.float32(0)))
     g.output("token_out", chosen, INT64, ("b",))
     g.output("logprob", logprob, FLOAT, ("b",))

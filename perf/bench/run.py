@@ -16,8 +16,8 @@ from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 
-import speechssm
 from speechssm.bundle import Bundle, open_bundle
+from speechssm.bundle.shipped import demo_voice
 from speechssm.engines.loading import BundleGraphs
 from speechssm.engines.ort import OrtOptions
 from speechssm.errors import SpeechSSMError
@@ -38,7 +38,6 @@ BENCHMARKS: dict[str, str] = {
     "quality": "speechssm.perf.quality.section",
 }
 """Module of each benchmark, in the order ``all`` runs them."""
-VOICE = Path(speechssm.__file__).parent / "voices" / "demo"
 
 
 @dataclass(frozen=True)
@@ -80,16 +79,8 @@ class Bench:
 
     @cached_property
     def bundle(self) -> Bundle:
-        """The bundle asked for, the voice that ships, or the ``demo`` preset with random weights."""
-        if self.settings.bundle is not None:
-            return open_bundle(self.settings.bundle)
-        if (VOICE / "manifest.json").is_file():
-            return open_bundle(VOICE)
-        from speechssm.export.exporter import export_preset
-
-        self.say("demo preset with random weights ...")
-        export_preset("demo", self.work / "demo", seed=0, rollout=64)
-        return open_bundle(self.work / "demo")
+        """The bundle asked for, or the voice that ships."""
+        return open_bundle(self.settings.bundle or demo_voice())
 
     @cached_property
     def probe(self) -> Probe:

@@ -1,6 +1,6 @@
 """SpeechSSM runtime: continue speech from a prompt recording, for as long as asked.
 
-model = speechssm.load("bundle")
+model = speechssm.load()  # the demo voice, or a bundle's folder
 model.generate("prompt.wav", seconds=20, seed=0).save("out.wav")
 
 with model.open("prompt.wav", seed=0, ramp=True) as session:
@@ -23,7 +23,7 @@ __version__ = "0.1.0.dev0"
 
 
 def load(
-    bundle: str | PathLike[str],
+    bundle: str | PathLike[str] | None = None,
     *,
     provider: Literal["cpu", "cuda"] = "cpu",
     threads: int = 0,
@@ -34,7 +34,7 @@ def load(
     """Check a bundle and open its engines.
 
     Args:
-        bundle: the folder that ``speechssm export`` wrote.
+        bundle: the folder that ``speechssm export`` wrote; the voice that ships when left out.
         provider: ONNX Runtime's CPU or CUDA execution provider.
         threads: threads of one engine call; 0 takes every core.
         native: run the recurrence on the operators that ``speechssm ext build`` compiled. Faster, and equal to a
@@ -48,6 +48,7 @@ def load(
         EngineError: ONNX Runtime, the provider, the compiled operators or a fitting engine is missing.
     """
     from speechssm.bundle import open_bundle
+    from speechssm.bundle.shipped import demo_voice
     from speechssm.engines.loading import BundleGraphs
     from speechssm.engines.ort import OrtOptions
     from speechssm.errors import SettingsError
@@ -57,7 +58,7 @@ def load(
         raise SettingsError(
             "low_memory closes engines of ONNX Runtime: leave it out beside engines that were built"
         )
-    checked = open_bundle(Path(bundle))
+    checked = open_bundle(demo_voice() if bundle is None else Path(bundle))
     options = OrtOptions(provider=provider, threads=threads, custom_ops=_operators() if native else None)
     built = None if engines is None else _engines(checked, Path(engines))
     graphs = BundleGraphs(checked, options, built)

@@ -27,7 +27,7 @@ from speechssm.runtime.service.outlet import End
 from speechssm.runtime.service.service import Service
 from speechssm.runtime.service.ticket import Ticket
 
-from .generate import Provider, demo_voice
+from .generate import Provider
 
 JOURNAL, LOCK = "results.jsonl", ".lock"
 
@@ -55,7 +55,7 @@ def batch(
     if suffix not in FORMATS:
         raise SettingsError(f"--format is {suffix!r}: give one of {', '.join(FORMATS)}")
     model = speechssm.load(
-        bundle if bundle is not None else demo_voice(),
+        bundle,
         provider=provider.value,
         threads=threads,
         native=native,

@@ -21,7 +21,8 @@ from tqdm import tqdm
 import speechssm
 from speechssm.audio import AudioWriter
 from speechssm.axes import SAMPLE_RATE_HZ
-from speechssm.errors import BundleError, SettingsError
+from speechssm.bundle.shipped import demo_voice
+from speechssm.errors import SettingsError
 from speechssm.runtime.session import DAY_SECONDS, Session
 
 from . import stopping
@@ -115,17 +116,6 @@ def check_seconds(seconds: float, unbounded: bool) -> None:
         raise SettingsError(f"--seconds is {seconds}: give a length above zero")
     if seconds > DAY_SECONDS and not unbounded:
         raise SettingsError(f"--seconds is {seconds:g}, more than 24 h: add --unbounded if that is meant")
-
-
-def demo_voice() -> Path:
-    """The bundle that ships with the package. Raises BundleError while there is none."""
-    folder = Path(speechssm.__file__).parent / "voices" / "demo"
-    if not (folder / "manifest.json").is_file():
-        raise BundleError(
-            "no trained voice ships with this version: make a bundle with "
-            "'speechssm export --preset tiny --seed 0 -o tiny' (it speaks noise) and pass '--bundle tiny'"
-        )
-    return folder
 
 
 @contextmanager
