@@ -15,6 +15,7 @@ from pathlib import Path
 
 import speechssm
 from speechssm.bundle import Bundle
+from speechssm.bundle.onnx_check import check_graph
 from speechssm.bundle.reader import sha256
 from speechssm.errors import EngineError
 
@@ -133,7 +134,9 @@ def build_engines(
     chosen = tuple(graphs) or tuple(bundle.manifest.graphs)
     entries: dict[str, IndexEntry] = {}
     for graph in chosen:
-        bundle.graph(graph)  # a name that is not there is refused before anything is built
+        check_graph(
+            *bundle.graph(graph)
+        )  # a name or a graph that will not do is refused before anything is built
     for graph in chosen:
         key = engine_key(bundle, graph, settings, here)
         spent: list[float] = []

@@ -120,7 +120,7 @@ def check_row(schema: Sequence[StateTensor], saved: Mapping[str, Array]) -> None
         raise SnapshotError(
             f"state tensor {sorted(names ^ saved.keys())[0]} is missing or unknown: the snapshot is of another model"
         )
-    position = int(saved["position"]) if "position" in saved and saved["position"].size == 1 else 0
+    position = int(saved["position"]) if "position" in saved and saved["position"].shape == () else 0
     for s in schema:
         array = saved[s.name]
         wanted = s.shape

@@ -118,9 +118,11 @@ def refuse_pickle(path: Path) -> None:
     if not path.is_file():
         return
     with path.open("rb") as file:
-        head = file.read(2)
-    # A safetensors file begins with a small length, whose second byte "K" or a pickle's protocol cannot follow.
-    if path.suffix.lower() not in PICKLES and head not in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05"):
+        head = file.read(9)
+    # A safetensors file begins with the length of its header, whose low bytes may look like anything, then "{".
+    safe = head[4:] == b"\0\0\0\0{"
+    archive = head[:2] in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05")
+    if path.suffix.lower() not in PICKLES and (safe or not archive):
         return
     raise ExportError(
         f"{path} is a pickle or archive, which may run code when it is read, so it is refused: "

@@ -161,7 +161,14 @@ def causal_network(graph: LiteGraph, letter: str) -> Network:
 
     Raises ExportError naming the operation that such a network does not have.
     """
-    return _Reader(graph, letter).read()
+    try:
+        return _Reader(graph, letter).read()
+    except ExportError:
+        raise
+    except Exception as error:  # an operation's options may be damaged, too
+        raise ExportError(
+            f"{graph.path} is damaged ({type(error).__name__} while reading): fetch it again"
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -423,7 +423,9 @@ def test_a_killed_process_leaves_the_temporary_name_only(tmp_path: Path) -> None
     assert [path.name for path in tmp_path.iterdir()] == [f"a.wav.{process.pid}.partial"]
 
 
-def test_an_interrupt_while_closing_keeps_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_while_closing_keeps_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
     """Ctrl-C in the middle of a slow fsync: the file is finished all the same, and the Ctrl-C is not lost."""
     real = os.fsync
 
@@ -433,6 +435,9 @@ def test_an_interrupt_while_closing_keeps_the_file(tmp_path: Path, monkeypatch: 
         real(handle)
 
     monkeypatch.setattr(os, "fsync", slow)
+    # A job in the background inherits SIGINT as ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     with pytest.raises(KeyboardInterrupt), AudioWriter(tmp_path / "a.wav") as writer:
         writer.write(noise(20_000))
     assert [path.name for path in tmp_path.iterdir()] == ["a.wav"]

@@ -113,7 +113,7 @@ def window_one_too_far(model: onnx.ModelProto) -> None:
 def ring_one_too_short(model: onnx.ModelProto) -> None:
     """The ring wraps at w - 1, so a query sees one past key too few."""
     for node in model.graph.node:
-        if node.op_type == "Mod" and node.name.startswith("L02"):
+        if node.op_type == "Mod" and node.input[0] != "in_position":  # that one is RoPE's
             node.input[1] = "short"
     _constant(model, "short", np.array(SHAPE.window - 1))
 

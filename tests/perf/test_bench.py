@@ -148,9 +148,13 @@ def test_time_that_no_engine_took_is_the_hosts() -> None:
 
 
 def test_a_bundle_that_cannot_speak_costs_only_its_section(tmp_path: Path) -> None:
-    from speechssm.export.exporter import export_preset
+    from speechssm.export.checkpoints.seeded import seeded_griffin
+    from speechssm.export.exporter import export_models
+    from speechssm.export.presets import PRESETS
 
-    export_preset("tiny", tmp_path / "lm", transformer="mqa", rollout=8)
+    shape = PRESETS["tiny"].lm
+    models = {"lm": seeded_griffin(shape, 0)}
+    export_models("lm", {"lm": shape}, models, tmp_path / "lm", about="LM only", seeded=True, rollout=8)
     settings = BenchSettings(
         quick=True, bundle=tmp_path / "lm", threads=1, shape="tiny", budget_bytes=1 << 18
     )

@@ -40,6 +40,11 @@ def drawn_from(total: int, uniform: float, top_k: int) -> int:
 class StepGraph:
     """The step's signature on integers; the state is a pair (sum, sum + 1), not finite when poisoned."""
 
+    aliased: frozenset[str] = frozenset()
+
+    def zeros(self, shape: Sequence[int], dtype: str) -> np.ndarray:
+        return np.zeros(shape, dtype)
+
     def bind(self, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> Any:
         return inputs, outputs
 
