@@ -98,7 +98,8 @@ def test_rows_do_not_depend_on_their_number(
 @pytest.mark.parametrize("name", OFFENDERS)
 def test_known_offenders_are_still_caught(name: str, rng: np.random.Generator) -> None:
     emit, width = OFFENDERS[name]
-    assert differing_rows(emit, width, 1, rng)
+    # A rounding may happen to agree for the values of one draw.
+    assert any(differing_rows(emit, width, 1, rng) for _ in range(20))
 
 
 @pytest.mark.parametrize("threads", THREADS)

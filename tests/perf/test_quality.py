@@ -60,7 +60,7 @@ def test_a_click_and_a_jump_stand_out(rng: np.random.Generator) -> None:
     audio = speechlike(rng, 6)
     places = [2 * RATE, 4 * RATE]
     smooth = signals.clicks(audio, places), signals.jumps(audio, places)
-    audio[places[0] :] += np.float32(0.5)
+    audio[places[0] :] += np.float32(1.0)
     other = np.sin(2 * np.pi * 3000 * np.arange(2 * RATE) / RATE).astype(np.float32) / 4
     audio[places[1] :] = other
     assert signals.clicks(audio, places)[0] > 3 * max(smooth[0])
