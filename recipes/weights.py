@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from speechssm.bundle.shapes import AcousticShape, CodecShape, LMShape, TokenizerShape
 from speechssm.bundle.shipped import VOICE
@@ -81,8 +81,13 @@ def committed(stage: str, like: AnyShape | None = None) -> Found | None:
 
 def load_tokenizer() -> Tokenizer:
     """The best tokenizer as a reference model. Raises FileNotFoundError."""
-    found = best("tokenizer")
-    model = Tokenizer(TokenizerShape.model_validate(found.about["shape"]))
+    return cast(Tokenizer, load("tokenizer"))
+
+
+def load(stage: str, folder: Path | None = None) -> nn.Module:
+    """The weights of :func:`best` as a reference model."""
+    found = best(stage, folder)
+    model = PARTS[STAGES[stage][0]].model(shape(stage, found.about))
     model.load_state_dict(found.parameters)
     return model.eval()
 

@@ -116,8 +116,8 @@ def run(
     root: Path, folder: Path | None = None, schedule: str = "default", most: int = 120, seed: int = 0
 ) -> None:
     """Print and save (``evaluation-<schedule>.json``) every figure, and a few recordings beside it."""
-    folder = folder or places.cache("acoustic")
     model, codec = load_best(folder), load_codec()
+    folder = folder or places.cache("acoustic")
     run_pass = open_pass(model)
     held_out = [r for r in splits.testing(data.recordings(root)) if r.corpus in prepare.CORPORA]
     encoded = prepare.load(held_out, (1.0,), folder=folder / "prepared")

@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -280,10 +281,7 @@ def _keep_best(state: Run, checks: Crops, folder: Path, log: places.Log) -> None
 
 def load_best(folder: Path | None = None) -> Acoustic:
     """The best weights so far as a reference model. Raises FileNotFoundError when nothing was trained yet."""
-    found = weights.best("acoustic", folder)
-    model = Acoustic(AcousticShape.model_validate(found.about["shape"]))
-    model.load_state_dict(found.parameters)
-    return model.eval()
+    return cast(Acoustic, weights.load("acoustic", folder))
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

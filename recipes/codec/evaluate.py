@@ -21,8 +21,8 @@ CORPORA = ("kathleen", "librispeech", "stories_speech")
 
 def run(root: Path, folder: Path | None = None, most: int = 1000) -> dict[str, dict[str, float]]:
     """Print and save (``evaluation.json``) scores by corpus; ``mean``, of the two real ones, is judged."""
-    folder = folder or places.cache("codec")
     model = load_best(folder)
+    folder = folder or places.cache("codec")
     if not scorers():
         print("pesq and pystoi are not installed (pip install 'speechssm[recipes]'): no bar can be judged")
     held_out = splits.testing(data.recordings(root))

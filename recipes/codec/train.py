@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -318,10 +318,7 @@ def _keep_best(state: Run, judge: Judge, folder: Path, log: places.Log) -> None:
 
 def load_best(folder: Path | None = None) -> Codec:
     """The best weights so far as a reference model. Raises FileNotFoundError when nothing was trained yet."""
-    found = weights.best("codec", folder)
-    model = Codec(CodecShape.model_validate(found.about["shape"]))
-    model.load_state_dict(found.parameters)
-    return model.eval()
+    return cast(Codec, weights.load("codec", folder))
 
 
 def _groups(model: Codec) -> list[dict[str, Any]]:
