@@ -51,6 +51,8 @@ REFUSED = 1 / 2000
 """Share of engine calls that are refused."""
 STREAMS = 2
 """Sessions read through asyncio, at any time."""
+SETTLE_S = 10.0
+"""How long submissions may take whose reader was cancelled while they were on their way."""
 
 
 def prompt(seconds: float, seed: int) -> np.ndarray:
@@ -242,16 +244,21 @@ class Streams:
             for task in running:
                 if self._stop.is_set() or self._rng.random() < 0.01:
                     task.cancel()
+        # A reader cancelled while its submission was on its way leaves a task that ends with the submission.
+        if others := asyncio.all_tasks() - {asyncio.current_task()}:
+            await asyncio.wait(others, timeout=SETTLE_S)
         self.tasks_left = len(asyncio.all_tasks()) - 1
 
     async def _one(self) -> None:
         text = self._said[int(self._rng.integers(len(self._said)))]
         heard = 0
         try:
-            async for audio in self._service.stream(text.prompt, realtime=True, **text.options):
-                if not same(audio, text.audio[heard : heard + len(audio)]):
-                    self.wrong.append(f"asyncio: other samples from {heard} on")
-                heard += len(audio)
+            stream = self._service.stream(text.prompt, realtime=True, **text.options)
+            async with contextlib.aclosing(stream):
+                async for audio in stream:
+                    if not same(audio, text.audio[heard : heard + len(audio)]):
+                        self.wrong.append(f"asyncio: other samples from {heard} on")
+                    heard += len(audio)
         except (EngineError, SessionFailed, CapacityError):
             return  # injected, or no room just now
         if heard != len(text.audio):

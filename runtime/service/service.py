@@ -14,11 +14,12 @@ Recordings are read in the caller's thread; everything that touches the model ha
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from os import PathLike
 from pathlib import Path
@@ -141,7 +142,7 @@ class Service:
         body = Speaker(self._stages, chosen, audio, other, -1 if samples is None else samples)
         return self._enter(key, body, realtime)
 
-    async def stream(self, prompt: Recording, **options: Any) -> AsyncIterator[np.ndarray]:
+    async def stream(self, prompt: Recording, **options: Any) -> AsyncGenerator[np.ndarray, None]:
         """:meth:`submit` and read: ``async for``. Leaving the loop early cancels the session."""
         entering = asyncio.ensure_future(asyncio.to_thread(lambda: self.submit(prompt, **options)))
         try:
@@ -151,8 +152,10 @@ class Service:
             entering.add_done_callback(_cancel_entered)
             raise
         try:
-            async for audio in ticket:
-                yield audio
+            # Closed here: a reader that leaves must not leave the inner generator to the loop's finaliser.
+            async with contextlib.aclosing(ticket.__aiter__()) as pieces:
+                async for audio in pieces:
+                    yield audio
         finally:
             if ticket.end is None:
                 ticket.cancel()

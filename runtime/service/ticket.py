@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -75,7 +75,7 @@ class Ticket:
             yield got
         _raise_if_failed(got)
 
-    async def __aiter__(self) -> AsyncIterator[np.ndarray]:
+    async def __aiter__(self) -> AsyncGenerator[np.ndarray, None]:
         loop, ready = asyncio.get_running_loop(), asyncio.Event()
         self.notify(lambda: _wake(loop, ready))
         try:
