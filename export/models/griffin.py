@@ -152,7 +152,8 @@ class RGLRU(nn.Module):
     def scan(self, u: Tensor, first: Tensor, state: Tensor) -> Tensor:
         """All h_t of (b,t,e) inputs from a (b,e) state."""
         a, x = self.coefficients(u, first)
-        return linear_scan(a, torch.cat([x[:, :1] + a[:, :1] * state[:, None], x[:, 1:]], 1))
+        h: Tensor = linear_scan(a, torch.cat([x[:, :1] + a[:, :1] * state[:, None], x[:, 1:]], 1))
+        return h
 
 
 class RecurrentBlock(nn.Module):

@@ -8,31 +8,39 @@ passes over memory in place of the 2 log2(t) of a doubling scan, and its gradien
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 
+@torch.library.custom_op("speechssm::linear_scan", mutates_args=())
 def linear_scan(a: Tensor, x: Tensor) -> Tensor:
-    """a, x (b,t,e) of one dtype -> h (b,t,e) from h_{-1} = 0; differentiable in both."""
-    h: Tensor = _Scan.apply(a, x)  # type: ignore[no-untyped-call]
-    return h
+    """a, x (b,t,e) of one dtype -> h (b,t,e) from h_{-1} = 0; differentiable in both.
+
+    An operator of its own, so that ``torch.compile`` takes the walk as one node and does not unroll it.
+    """
+    return _walk(a, x)
 
 
-class _Scan(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, a: Tensor, x: Tensor) -> Tensor:
-        h = _walk(a, x)
-        ctx.save_for_backward(a, h)
-        return h
+@linear_scan.register_fake
+def _(a: Tensor, x: Tensor) -> Tensor:
+    return torch.empty_like(x)
 
-    @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor]:
-        a, h = ctx.saved_tensors  # type: ignore[attr-defined]
-        # g_t = grad_t + a_{t+1} g_{t+1}: the same recurrence from the other end.
-        following = torch.cat([a[:, 1:], torch.zeros_like(a[:, :1])], 1)
-        g = _walk(following.flip(1), grad.flip(1)).flip(1)
-        return torch.cat([torch.zeros_like(g[:, :1]), g[:, 1:] * h[:, :-1]], 1), g
+
+def _keep(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[0], output)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+    a, h = ctx.saved_tensors
+    # g_t = grad_t + a_{t+1} g_{t+1}: the same recurrence from the other end.
+    following = torch.cat([a[:, 1:], torch.zeros_like(a[:, :1])], 1)
+    g = linear_scan(following.flip(1), grad.flip(1)).flip(1)
+    return torch.cat([torch.zeros_like(g[:, :1]), g[:, 1:] * h[:, :-1]], 1), g
+
+
+linear_scan.register_autograd(_backward, setup_context=_keep)
 
 
 def _walk(a: Tensor, x: Tensor) -> Tensor:
@@ -51,4 +59,4 @@ def _walk(a: Tensor, x: Tensor) -> Tensor:
     for i in range(1, chunks):
         ends[:, i].addcmul_(through[:, i, -1], ends[:, i - 1])
     h[:, 1:].addcmul_(through[:, 1:], ends[:, :-1, None])
-    return h.view(rows, chunks * chunk, width)[:, :t]
+    return h.view(rows, chunks * chunk, width)[:, :t].contiguous()

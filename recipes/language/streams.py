@@ -1,8 +1,8 @@
 """Token streams of the language model's training: one reader throughout, four minutes at most.
 
 Stories come as stretches of about four minutes already. Short recordings of one speaker (kathleen's
-sentences) are joined in random order; a single short one (LibriSpeech) is a short stream, and what is
-missing to the segment length is not counted in the loss. Nothing held out is ever drawn.
+sentences) are joined in random order; a single short one (LibriSpeech) is a short stream. What is missing
+to the length of the batch is not counted in the loss. Nothing held out is ever drawn.
 """
 
 from __future__ import annotations
@@ -64,50 +64,65 @@ def training(streams: list[Stream]) -> list[Stream]:
 
 
 class Source:
-    """Draws batches; a batch is a function of (seed, step)."""
+    """Draws batches; a batch is a function of (seed, step).
+
+    Every batch has one of two shapes, so that compiled code fits: ``batch_segments`` rows of
+    ``segment_tokens`` from stories, or about as many tokens in rows of ``short_tokens`` from recordings
+    that are shorter than that.
+    """
 
     def __init__(self, streams: list[Stream], settings: dict[str, Any]) -> None:
         self.settings = settings
         chosen = training(streams)
         self.stories = [s for s in chosen if s.corpus == "stories_text"]
-        self.real = [s for s in chosen if s.corpus != "stories_text"]
-        if not self.real:
-            raise ValueError("no recording has been tokenised: run `python -m recipes tokens` first")
-        lengths = np.array([len(s.tokens) for s in self.real], np.float64)
-        self.real_share = lengths / lengths.sum()
-        self.by_speaker: dict[str, list[int]] = {}
-        for i, stream in enumerate(self.real):
-            self.by_speaker.setdefault(f"{stream.corpus}/{stream.speaker}", []).append(i)
+        real = [s for s in chosen if s.corpus != "stories_text"]
+        if not real or not self.stories:
+            missing = "story" if real else "recording"
+            raise ValueError(f"no {missing} has been tokenised: run `python -m recipes tokens` first")
+        self.long = [s for s in real if len(s.tokens) > settings["short_tokens"]]
+        self.short = [s for s in real if len(s.tokens) <= settings["short_tokens"]]
+        self.short_share = sum(len(s.tokens) for s in self.short) / sum(len(s.tokens) for s in real)
+        self.by_speaker: dict[str, list[Stream]] = {}
+        for stream in self.short:
+            self.by_speaker.setdefault(f"{stream.corpus}/{stream.speaker}", []).append(stream)
 
     def batch(self, step: int) -> Tensor:
-        """Tokens (b, segment) int64, IGNORED past the end of a row."""
+        """Tokens (b, segment) or (b, short) int64, IGNORED past the end of a row."""
         s = self.settings
         rng = np.random.default_rng((s["seed"], step))
         finishing = step >= s["steps"] * (1 - s["finish_share"])
-        share = s["finish_real_share"] if finishing else s["real_share"]
+        real = s["finish_real_share"] if finishing else s["real_share"]
+        short = real * self.short_share
+        if rng.random() < short:
+            rows = s["batch_segments"] * max(1, s["segment_tokens"] // s["short_tokens"])
+            return _stack([self._short(rng) for _ in range(rows)], s["short_tokens"])
+        long_share = (real - short) / (1 - short)
         rows = [
-            self._real(rng) if rng.random() < share or not self.stories else self._story(rng)
+            self._long(self.long if rng.random() < long_share and self.long else self.stories, rng)
             for _ in range(s["batch_segments"])
         ]
-        longest = max(len(r) for r in rows)
-        out = np.full((len(rows), longest), IGNORED, np.int64)
-        for i, row in enumerate(rows):
-            out[i, : len(row)] = row
-        return torch.from_numpy(out)
+        return _stack(rows, s["segment_tokens"])
 
-    def _story(self, rng: np.random.Generator) -> NDArray[np.int64]:
-        return self._crop(self.stories[int(rng.integers(len(self.stories)))].tokens, rng)
-
-    def _real(self, rng: np.random.Generator) -> NDArray[np.int64]:
-        first = int(rng.choice(len(self.real), p=self.real_share))
-        stream = self.real[first]
-        parts = [stream.tokens]
-        others = self.by_speaker[f"{stream.corpus}/{stream.speaker}"]
-        while sum(map(len, parts)) < self.settings["segment_tokens"] and len(parts) < min(len(others), 80):
-            parts.append(self.real[int(rng.choice(others))].tokens)
-        return self._crop(np.concatenate(parts), rng)
-
-    def _crop(self, tokens: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+    def _long(self, streams: list[Stream], rng: np.random.Generator) -> NDArray[np.int64]:
+        lengths = np.array([len(s.tokens) for s in streams], np.float64)
+        tokens = streams[int(rng.choice(len(streams), p=lengths / lengths.sum()))].tokens
         most = self.settings["segment_tokens"]
         start = int(rng.integers(0, max(1, len(tokens) - most + 1)))
         return tokens[start : start + most]
+
+    def _short(self, rng: np.random.Generator) -> NDArray[np.int64]:
+        """Whole recordings of one speaker, from the first one's first token on."""
+        lengths = np.array([len(s.tokens) for s in self.short], np.float64)
+        stream = self.short[int(rng.choice(len(self.short), p=lengths / lengths.sum()))]
+        others = self.by_speaker[f"{stream.corpus}/{stream.speaker}"]
+        most, parts = self.settings["short_tokens"], [stream.tokens]
+        while sum(map(len, parts)) < most and len(parts) < min(len(others), most):
+            parts.append(others[int(rng.integers(len(others)))].tokens)
+        return np.concatenate(parts)[:most]
+
+
+def _stack(rows: list[NDArray[np.int64]], length: int) -> Tensor:
+    out = np.full((len(rows), length), IGNORED, np.int64)
+    for i, row in enumerate(rows):
+        out[i, : len(row)] = row
+    return torch.from_numpy(out)

@@ -28,8 +28,9 @@ SHAPE = LMShape(
     blocks=griffin_blocks(3),
 )
 SETTINGS: dict[str, Any] = {
-    "seed": 1, "segment_tokens": 40, "batch_segments": 3, "steps": 8, "warmup": 2, "peak_rate": 0.01,
-    "weight_decay": 0.1, "average": 0.9, "finish_share": 0.25, "finish_real_share": 1.0, "real_share": 0.2,
+    "seed": 1, "segment_tokens": 40, "short_tokens": 20, "batch_segments": 3, "steps": 8, "warmup": 2,
+    "peak_rate": 0.01, "weight_decay": 0.1, "compile": False, "average": 0.9,
+    "finish_share": 0.25, "finish_real_share": 1.0, "real_share": 0.2,
 }  # fmt: skip
 
 
@@ -120,12 +121,11 @@ def test_batches_hold_no_held_out_token_and_fill_segments() -> None:
     for step in range(8):
         batch = source.batch(step)
         assert torch.equal(batch, source.batch(step))
-        assert batch.shape[0] == 3
-        assert batch.shape[1] <= 40
+        assert batch.shape in ((3, 40), (6, 20))
         assert batch.max() < 10
         assert ((batch >= 0) | (batch == streams.IGNORED)).all()
         lengths |= set((batch >= 0).sum(1).tolist())
-    assert 40 in lengths
+    assert {20, 40} <= lengths
 
 
 @pytest.mark.usefixtures("tokens")
