@@ -28,6 +28,8 @@ class Context:
     minutes: float
     part: str
     settings: str
+    schedule: str
+    prompts: int
 
 
 def _voices(c: Context) -> None:
@@ -103,6 +105,12 @@ def _listen(c: Context) -> None:
     print(listen.run(c.data))
 
 
+def _judge_system(c: Context) -> None:
+    from . import system
+
+    print(json.dumps(system.run(c.data, c.schedule, c.threads, c.prompts), indent=1))
+
+
 def _voice(c: Context) -> None:
     from . import voice
 
@@ -122,6 +130,7 @@ STAGES: dict[str, tuple[str, Callable[[Context], None]]] = {
     "judge-language": ("nat per token below a Kneser-Ney 5-gram on held-out speech", _judge_language),
     "keep": ("copy the best weights of --part from the cache into recipes/trained", _keep),
     "listen": ("a page to hear the demo bundle by, on held-out readers", _listen),
+    "judge-system": ("continue held-out prompts for minutes and judge every minute", _judge_system),
     "voice": ("the four parts as the demo bundle inside the package", _voice),
 }
 
@@ -145,6 +154,8 @@ def main() -> None:
     parser.add_argument(
         "--settings", choices=("settings", "small"), default="settings", help="language model"
     )
+    parser.add_argument("--schedule", choices=("default", "fast"), default="default", help="(judge-system)")
+    parser.add_argument("--prompts", type=int, default=20, help="held-out prompts (judge-system)")
     given = parser.parse_args()
     import torch
 
@@ -155,7 +166,16 @@ def main() -> None:
     config = json.loads(given.config.read_text(encoding="utf-8"))
     STAGES[given.stage][1](
         Context(
-            given.data, device, given.threads, config, given.hours, given.minutes, given.part, given.settings
+            data=given.data,
+            device=device,
+            threads=given.threads,
+            config=config,
+            hours=given.hours,
+            minutes=given.minutes,
+            part=given.part,
+            settings=given.settings,
+            schedule=given.schedule,
+            prompts=given.prompts,
         )
     )
 

@@ -20,12 +20,19 @@ BANDS = 24
 NGRAM = 4
 
 
-def silence(audio: Audio) -> float:
-    """Share of 20 ms frames of (n) that are silent; 1 for nothing."""
+def silent(audio: Audio) -> NDArray[np.bool_]:
+    """Which 20 ms frames of (n) are silent."""
     levels = _levels_db(audio)
     if not len(levels):
-        return 1.0
-    return float((levels < max(FLOOR_DB, float(np.quantile(levels, 0.95)) - QUIET_DB)).mean())
+        return np.zeros(0, bool)
+    quiet: NDArray[np.bool_] = levels < max(FLOOR_DB, float(np.quantile(levels, 0.95)) - QUIET_DB)
+    return quiet
+
+
+def silence(audio: Audio) -> float:
+    """Share of 20 ms frames of (n) that are silent; 1 for nothing."""
+    frames = silent(audio)
+    return float(frames.mean()) if len(frames) else 1.0
 
 
 def repetition(tokens: Sequence[Hashable], n: int = NGRAM) -> float:

@@ -39,6 +39,12 @@ def train(
     critic_from: Annotated[float, typer.Option(help="Share of the steps after which it joins; 2: never.")] = (
         training.Plan.critic_from
     ),
+    loudness: Annotated[
+        float, typer.Option(help="Weight of the loudness difference while the encoder rests.")
+    ] = training.Plan.loudness,
+    judge_every: Annotated[int, typer.Option(help="Steps between looks at the validation recordings.")] = (
+        training.Plan.judge_every
+    ),
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
     minutes: Annotated[float | None, typer.Option(help="Save and stop after this long.")] = None,
     folder: Folder = None,
@@ -55,6 +61,8 @@ def train(
         scales=scales,
         critic_rows=critic_rows,
         critic_from=critic_from,
+        loudness=loudness,
+        judge_every=judge_every,
     )
     training.run(data, chosen, plan, folder=folder, minutes=minutes)
 

@@ -17,8 +17,9 @@ DEAD = 0.03
 IDLE = 0.1
 """In k-means with latents at rest, a code with a smaller share of the mean is moved."""
 START_ROUNDS = 12
-PARTIAL = 0.2
-"""Share of rows that are decoded from fewer levels, so that early levels carry most of the speech."""
+PARTIAL, PARTIAL_AT_REST = 0.2, 0.05
+"""Share of rows that are decoded from fewer levels, so that early levels carry most of the speech; and
+once codebooks rest."""
 
 
 def nearest(left: Tensor, book: Tensor) -> Tensor:
@@ -125,13 +126,13 @@ class Trainer:
             partial.append(total)
             codes.append(index)
         sums = torch.stack(partial).view(len(self.books), *latents.shape)
-        return self._cut(sums, generator), torch.stack(codes)
+        return self._cut(sums, generator, PARTIAL_AT_REST), torch.stack(codes)
 
-    def _cut(self, sums: Tensor, generator: torch.Generator) -> Tensor:
+    def _cut(self, sums: Tensor, generator: torch.Generator, share: float = PARTIAL) -> Tensor:
         """Sums of the first 1..q levels (q, b, f, latent) -> all levels, or fewer in some rows (b, f, latent)."""
         rows = sums.shape[1]
         levels = torch.full((rows,), len(self.books) - 1)
-        cut = torch.rand(rows, generator=generator) < PARTIAL
+        cut = torch.rand(rows, generator=generator) < share
         levels[cut] = torch.randint(len(self.books), (int(cut.sum()),), generator=generator)
         return sums[levels.to(sums.device), torch.arange(rows, device=sums.device)]
 

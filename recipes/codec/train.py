@@ -28,6 +28,7 @@ from .critic import Critic, codec_loss, critic_loss
 from .crops import Crops, chosen
 from .judge import Judge
 from .losses import SCALES, reconstruction
+from .loudness import disturbance
 from .quantizer import Trainer
 
 CLIP = 10.0
@@ -47,7 +48,8 @@ class Plan:
 
     ``quantize_from``, ``decay_from``, ``critic_from`` and ``rest_from`` are shares of the steps. From
     ``rest_from`` on encoder and codebooks rest: codes made from then on stay valid while the decoder
-    still improves, so the acoustic stage can be trained beside it.
+    still improves, so the acoustic stage can be trained beside it. ``loudness`` weighs
+    :func:`loudness.disturbance` from there on.
     """
 
     steps: int = 20_000
@@ -68,6 +70,7 @@ class Plan:
     judge_every: int = 1000
     scales: int = len(SCALES)
     critic_rows: int = 16
+    loudness: float = 0.2
 
     def rate(self, step: int) -> float:
         """Learning rate: warm-up, a cosine to a third until ``decay_from``, another to a fiftieth."""
@@ -168,6 +171,9 @@ class Run:
         loss, parts = reconstruction(made, real, [SCALES[i] for i in drawn])
         loss = loss + plan.commitment * commitment
         report: dict[str, float | Tensor] = {**parts, "commitment": commitment.detach()}
+        if self.resting and plan.loudness:
+            heard = disturbance(made, real).mean()
+            loss, report["loudness"] = loss + plan.loudness * heard, heard.detach()
         if against:
             few = slice(0, plan.critic_rows)
             report["critic"] = self._teach_critic(real[few], made[few].detach())
