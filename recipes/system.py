@@ -25,7 +25,7 @@ from speechssm.perf.quality.judges import Judges
 from speechssm.perf.quality.speech import Speech, spoken
 
 from . import listen, places, prose, weights
-from .teachers.packages import download, whisper_base
+from .judges import opened
 
 PROMPTS, MINUTES = 20, 4.0
 LONG_PROMPTS, LONG_MINUTES = 3, 16.0
@@ -84,8 +84,7 @@ def run(root: Path, schedule: str = "default", threads: int = 2, most: int = PRO
     folder = places.cache("system", schedule)
     folder.mkdir(parents=True, exist_ok=True)
     model = speechssm.load(weights.VOICE, threads=threads)
-    packages = places.cache("packages")
-    judges = Judges({"speaker": _resemblyzer(packages), "asr": str(whisper_base(packages))})
+    judges = opened()
     hear = judges.get("asr")
     for number, (name, prompt) in enumerate(tqdm(listen.prompts(root, most), unit="prompt")):
         target = folder / f"{name}.json"
@@ -187,14 +186,3 @@ def _read(root: Path, known: Sequence[Row]) -> dict[str, Any]:
             ("shuffled text", prose.shuffled(pages)),
         )
     }
-
-
-def _resemblyzer(packages: Path) -> str:
-    """The weights, unpacked beside the wheel."""
-    import zipfile
-
-    from .acoustic.voiceprint import PACKAGE, WEIGHTS
-
-    (wheel,) = download((PACKAGE,), packages)
-    with zipfile.ZipFile(wheel) as archive:
-        return archive.extract(WEIGHTS, packages)

@@ -1,9 +1,8 @@
 """Stage ``acoustic evaluate``: held-out words in held-out voices, judged by ear-like models.
 
 Each held-out utterance is spoken again from its tokens, once with 3 s of its own speaker as the prompt and
-once with another held-out speaker's, never with the window's own audio. Judges: Whisper-base for words
-(``faster-whisper``), Resemblyzer's network for voices, DNSMOS for naturalness (``speechmos``). A judge that
-is not installed gives null, with the reason.
+once with another held-out speaker's, never with the window's own audio. A judge that is not installed gives
+null, with the reason (``recipes/judges.py``).
 """
 
 from __future__ import annotations
@@ -22,14 +21,15 @@ from numpy.typing import NDArray
 from speechssm.axes import SAMPLE_RATE_HZ, TOKEN_FRAMES, TOKEN_RATE_HZ, TOKEN_SAMPLES
 from speechssm.errors import SpeechSSMError
 from speechssm.export.models.codec import Codec
+from speechssm.perf.quality.judges import Judges
 from speechssm.runtime.acoustic import SCHEDULES, Voice, WindowRow, decode_windows
 from speechssm.runtime.random import acoustic_uniforms
 
 from .. import data, places, splits
 from ..codec.train import load_best as load_codec
-from ..teachers.packages import whisper_base
+from ..judges import opened
 from ..units import edit_distance
-from . import prepare, voiceprint
+from . import prepare
 from .graph import open_pass
 from .prepare import Encoded
 from .train import load_best
@@ -133,9 +133,10 @@ def run(
             soundfile.write(listen / f"{i:03d}-{chosen[i].speaker}-{kind}.wav", audio, SAMPLE_RATE_HZ)
     figures: dict[str, Any] = {"schedule": schedule, "utterances": len(chosen)}
     prompt = model.shape.prompt_tokens
-    figures |= voices(chosen, made, references(encoded, prompt), prompt)
-    figures |= words(real, ceiling, made)
-    figures |= naturalness(ceiling, made)
+    judges = opened()
+    figures |= voices(chosen, made, references(encoded, prompt), prompt, judges)
+    figures |= words(real, ceiling, made, judges)
+    figures |= naturalness(ceiling, made, judges)
     report(figures)
     places.write_json(folder / f"evaluation-{schedule}.json", figures)
 
@@ -158,21 +159,24 @@ def recorded(item: Encoded, start: int, tokens: int) -> Audio:
 
 
 def voices(
-    chosen: Sequence[Trial], made: Sequence[Audio], known: Mapping[str, Encoded], prompt: int
+    chosen: Sequence[Trial],
+    made: Sequence[Audio],
+    known: Mapping[str, Encoded],
+    prompt: int,
+    judges: Judges,
 ) -> dict[str, Any]:
     """Similarity to the prompt asked for, its share of the way from a stranger to the speaker, and its rank.
 
     ``ceiling`` is the similarity of real utterances to their own speaker's prompt, ``stranger`` that to
     others'. No prompt overlaps the utterance it is compared with.
     """
-    try:
-        listener = voiceprint.load()
-    except (SpeechSSMError, OSError) as error:
-        return {"similarity": None, "similarity_missing": str(error)}
+    listen = judges.get("speaker")
+    if listen is None:
+        return {"similarity": None, "similarity_missing": judges.reason("speaker")}
     names = list(known)
-    prompts = np.stack([listener.of(recorded(item, 0, prompt)) for item in known.values()])
-    scores = np.stack([listener.of(audio) for audio in made]) @ prompts.T
-    truth = np.stack([listener.of(real_audio(t)) for t in chosen]) @ prompts.T
+    prompts = np.stack([listen(recorded(item, 0, prompt)) for item in known.values()])
+    scores = np.stack([listen(audio) for audio in made]) @ prompts.T
+    truth = np.stack([listen(real_audio(t)) for t in chosen]) @ prompts.T
     rows = np.arange(len(chosen))
     wanted = np.array([names.index(t.speaker) for t in chosen])
     owner = np.array([names.index(t.said.recording.speaker) for t in chosen])
@@ -190,20 +194,16 @@ def voices(
     }
 
 
-def words(real: Sequence[Audio], ceiling: Sequence[Audio], made: Sequence[Audio]) -> dict[str, Any]:
+def words(
+    real: Sequence[Audio], ceiling: Sequence[Audio], made: Sequence[Audio], judges: Judges
+) -> dict[str, Any]:
     """Word errors of codec and made speech against Whisper's transcript of the original."""
-    try:
-        from faster_whisper import WhisperModel  # type: ignore[import-untyped]
-    except ImportError:
-        return {"word_errors": None, "word_errors_missing": "faster-whisper is not installed"}
-    model = WhisperModel(
-        str(whisper_base(places.cache("packages"))), compute_type="int8", cpu_threads=1, local_files_only=True
-    )
+    hear = judges.get("asr")
+    if hear is None:
+        return {"word_errors": None, "word_errors_missing": judges.reason("asr")}
 
     def heard(audio: Audio) -> list[str]:
-        parts, _ = model.transcribe(audio, language="en", beam_size=5, condition_on_previous_text=False)
-        text = " ".join(p.text for p in parts).lower()
-        return "".join(c if c.isalnum() or c == "'" else " " for c in text).split()
+        return "".join(c if c.isalnum() or c == "'" else " " for c in hear(audio).lower()).split()
 
     truth = [heard(a) for a in real]
     return {
@@ -221,16 +221,11 @@ def word_errors(truth: Sequence[Sequence[str]], heard: Sequence[Sequence[str]]) 
     return errors / max(1, sum(map(len, truth)))
 
 
-def naturalness(ceiling: Sequence[Audio], made: Sequence[Audio]) -> dict[str, Any]:
+def naturalness(ceiling: Sequence[Audio], made: Sequence[Audio], judges: Judges) -> dict[str, Any]:
     """DNSMOS of made and codec speech."""
-    try:
-        from speechmos import dnsmos  # type: ignore[import-not-found]
-    except ImportError:
-        return {"dnsmos": None, "dnsmos_missing": "speechmos is not installed"}
-
-    def judge(audio: Audio) -> float:
-        return float(dnsmos.run(np.clip(audio, -1, 1), SAMPLE_RATE_HZ)["ovrl_mos"])
-
+    judge = judges.get("dnsmos")
+    if judge is None:
+        return {"dnsmos": None, "dnsmos_missing": judges.reason("dnsmos")}
     ours, best = (float(np.mean([judge(a) for a in some])) for some in (made, ceiling))
     return {"dnsmos": ours, "dnsmos_codec": best, "dnsmos_lost": best - ours}
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import zipfile
+from pathlib import Path
 
 from speechssm.perf.quality.voiceprint import WIDTH, Voiceprint, without_pauses
 from speechssm.perf.quality.voiceprint import load as load_weights
@@ -17,9 +17,18 @@ WEIGHTS = "resemblyzer/pretrained.pt"
 
 def load(device: str = "cpu") -> Voiceprint:
     """The trained network, fetched once by package name."""
-    (wheel,) = download((PACKAGE,), places.cache("packages"))
-    with zipfile.ZipFile(wheel) as archive:
-        return load_weights(io.BytesIO(archive.read(WEIGHTS)), device)
+    return load_weights(path(), device)
 
 
-__all__ = ["WIDTH", "Voiceprint", "load", "without_pauses"]
+def path() -> Path:
+    """The file of its weights, unpacked beside the wheel."""
+    folder = places.cache("packages")
+    target = folder / WEIGHTS
+    if not target.exists():
+        (wheel,) = download((PACKAGE,), folder)
+        with zipfile.ZipFile(wheel) as archive, places.partial(target) as temporary:
+            temporary.write_bytes(archive.read(WEIGHTS))
+    return target
+
+
+__all__ = ["WIDTH", "Voiceprint", "load", "path", "without_pauses"]
