@@ -27,7 +27,8 @@ from speechssm.runtime.service.outlet import End
 from speechssm.runtime.service.service import Service
 from speechssm.runtime.service.ticket import Ticket
 
-from .generate import Provider
+from . import options
+from .options import Provider
 
 JOURNAL, LOCK = "results.jsonl", ".lock"
 
@@ -35,21 +36,17 @@ JOURNAL, LOCK = "results.jsonl", ".lock"
 def batch(
     jobs: Annotated[Path, typer.Argument(help="JOBS.jsonl: one object a line, prompt and seconds at least.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the audio and results.jsonl.")],
-    bundle: Annotated[Path | None, typer.Option(help="Bundle folder; the demo voice when left out.")] = None,
+    bundle: options.Bundle = None,
     together: Annotated[int, typer.Option(min=1, max=1024, help="Sessions at a time.")] = TOGETHER,
     suffix: Annotated[str, typer.Option("--format", help="wav, flac or w64.")] = "wav",
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Do again what was done for other options.")
     ] = False,
-    provider: Annotated[Provider, typer.Option(help="Execution provider.")] = Provider.CPU,
-    threads: Annotated[int, typer.Option(min=0, help="Threads of one engine call; 0 takes every core.")] = 0,
-    native: Annotated[
-        bool, typer.Option("--native", help="Run the recurrence on the operators 'speechssm ext build' made.")
-    ] = False,
-    engines: Annotated[
-        Path | None, typer.Option(help="Folder of engines that 'speechssm build' made.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
+    provider: options.Execution = Provider.CPU,
+    threads: options.Threads = 0,
+    native: options.Native = False,
+    engines: options.Engines = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Continue every prompt of a list. Run it again after an interruption: what is done stays done."""
     if suffix not in FORMATS:

@@ -12,7 +12,8 @@ import typer
 
 from speechssm.errors import SettingsError
 
-from .generate import Provider
+from . import options
+from .options import Provider
 from .plan import size_bytes
 
 
@@ -57,8 +58,8 @@ def bench(
     clock: Annotated[
         Clock, typer.Option(help="wall, or cpu on a busy machine, with one thread.")
     ] = Clock.WALL,
-    provider: Annotated[Provider, typer.Option(help="Execution provider.")] = Provider.CPU,
-    threads: Annotated[int, typer.Option(min=0, help="Threads of one engine call; 0 takes every core.")] = 0,
+    provider: options.Execution = Provider.CPU,
+    threads: options.Threads = 0,
 ) -> None:
     """Measure, and write report.html, report.md, report.json and plots; the last line printed is JSON."""
     try:

@@ -15,6 +15,8 @@ from speechssm.bundle import open_bundle
 from speechssm.engines.key import Flavour
 from speechssm.engines.vendor import Progress
 
+from . import options
+
 
 class Engine(StrEnum):
     """Who runs the engines."""
@@ -64,7 +66,7 @@ def build(
     tf32: Annotated[
         bool, typer.Option("--tf32", help="Let float32 products round their factors to TF32.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Build an engine of every graph of BUNDLE; engines that are there already are used again."""
     from speechssm.engines.builder import build_engines, find_environment

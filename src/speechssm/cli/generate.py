@@ -25,8 +25,9 @@ from speechssm.bundle.shipped import demo_voice
 from speechssm.errors import SettingsError
 from speechssm.runtime.session import DAY_SECONDS, Session
 
-from . import stopping
+from . import options, stopping
 from .decoders import read_quietly
+from .options import Provider
 
 
 class Schedule(StrEnum):
@@ -36,18 +37,11 @@ class Schedule(StrEnum):
     FAST = "fast"
 
 
-class Provider(StrEnum):
-    """Execution providers."""
-
-    CPU = "cpu"
-    CUDA = "cuda"
-
-
 def generate(
     prompt: Annotated[Path, typer.Argument(help="Recording to continue: 1 s to 1 h, any common format.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Where to write: .wav, .flac or .w64.")],
     seconds: Annotated[float, typer.Option(help="Seconds of new speech.")],
-    bundle: Annotated[Path | None, typer.Option(help="Bundle folder; the demo voice when left out.")] = None,
+    bundle: options.Bundle = None,
     seed: Annotated[int | None, typer.Option(help="Seed of all randomness; picked when left out.")] = None,
     speaker: Annotated[Path | None, typer.Option(help="Recording of another voice to speak in.")] = None,
     with_prompt: Annotated[
@@ -62,19 +56,15 @@ def generate(
         float, typer.Option(help="Keep the likeliest tokens that reach this probability.")
     ] = 1.0,
     schedule: Annotated[Schedule, typer.Option(help="Passes of the acoustic stage.")] = Schedule.DEFAULT,
-    provider: Annotated[Provider, typer.Option(help="Execution provider.")] = Provider.CPU,
-    threads: Annotated[int, typer.Option(min=0, help="Threads of one engine call; 0 takes every core.")] = 0,
-    native: Annotated[
-        bool, typer.Option("--native", help="Run the recurrence on the operators 'speechssm ext build' made.")
-    ] = False,
-    engines: Annotated[
-        Path | None, typer.Option(help="Folder of engines that 'speechssm build' made.")
-    ] = None,
+    provider: options.Execution = Provider.CPU,
+    threads: options.Threads = 0,
+    native: options.Native = False,
+    engines: options.Engines = None,
     low_memory: Annotated[
         bool, typer.Option("--low-memory", help="Close the prefill engine once the prompt is read.")
     ] = False,
     unbounded: Annotated[bool, typer.Option("--unbounded", help="Allow more than 24 h.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Continue PROMPT by SECONDS of new speech in the same voice."""
     check_seconds(seconds, unbounded)
