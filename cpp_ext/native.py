@@ -1,4 +1,4 @@
-"""The structs of the C interface (rglru_api.h, conv4_api.h) as ctypes, for callers without a compiler.
+"""The structs of the C interface (rglru_api.h, conv4_api.h, ring_api.h) as ctypes, for callers without a compiler.
 
 Field order and types are those of the headers; ``struct_bytes`` lets the library refuse a caller whose
 layout is another. Addresses are plain integers: of host memory for the ``*_host`` functions, of device
@@ -11,7 +11,7 @@ import ctypes
 from ctypes import c_int32, c_int64, c_uint64, c_void_p
 from pathlib import Path
 
-F32, F16, BF16 = 0, 1, 2
+F32, F16, BF16, I8 = 0, 1, 2, 3
 
 
 class RGLRU(ctypes.Structure):
@@ -38,6 +38,22 @@ class Conv4(ctypes.Structure):
         ("row_stride", c_int64),
         *((n, c_void_p) for n in ("u", "y", "weight", "bias", "state_in", "state_out")),
         *((n, c_void_p) for n in ("position", "lengths", "active", "slots")),
+    )
+
+
+class Ring(ctypes.Structure):
+    """``speechssm_ring``: attention over the last w keys and itself, then the append."""
+
+    _fields_ = (
+        ("struct_bytes", c_uint64),
+        *((n, c_int32) for n in ("dtype", "ring_dtype", "tokens", "rows", "heads", "kv_heads", "head_dim")),
+        *((n, c_int32) for n in ("window", "slot_count", "pieces")),
+        ("token_stride", c_int64),
+        ("row_stride", c_int64),
+        *((n, c_void_p) for n in ("q", "k", "v", "y", "check", "key_in", "value_in", "key_out", "value_out")),
+        *((n, c_void_p) for n in ("key_scale_in", "value_scale_in", "key_scale_out", "value_scale_out")),
+        *((n, c_void_p) for n in ("position", "lengths", "active", "slots", "workspace")),
+        ("workspace_bytes", c_int64),
     )
 
 

@@ -13,18 +13,18 @@ Isa best_isa() {
 #if defined(SPEECHSSM_X86)
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("fma")) return Isa::avx512;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Isa::avx2;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) return Isa::avx2;
 #endif
     return Isa::scalar;
 }
 
-std::atomic<int>& chosen_isa() {
+std::atomic<int>& isa_in_use() {
     static std::atomic<int> isa{static_cast<int>(best_isa())};
     return isa;
 }
 
 void run_sequential(const speechssm_rglru& call) {
-    switch (static_cast<Isa>(chosen_isa().load(std::memory_order_relaxed))) {
+    switch (speechssm::chosen_isa()) {
 #if defined(SPEECHSSM_X86)
         case Isa::avx512: speechssm::rglru_rows_avx512(call); return;
         case Isa::avx2: speechssm::rglru_rows_avx2(call); return;
@@ -49,19 +49,23 @@ void run_chunked(const speechssm_rglru& c) {
 
 }  // namespace
 
+Isa speechssm::chosen_isa() { return static_cast<Isa>(isa_in_use().load(std::memory_order_relaxed)); }
+
 extern "C" const char* speechssm_status_text(int32_t status) {
     switch (status) {
         case SPEECHSSM_OK: return "ok";
-        case SPEECHSSM_BAD_STRUCT: return "the caller was built against another speechssm_rglru; rebuild both from one version";
+        case SPEECHSSM_BAD_STRUCT: return "the caller was built against another speechssm_rglru, speechssm_conv4 or speechssm_ring; rebuild both from one version";
         case SPEECHSSM_BAD_SHAPE: return "tokens, rows, slot_count or chunk is negative, or width is below 1";
         case SPEECHSSM_BAD_DTYPE: return "dtype is none of float32 (0), float16 (1), bfloat16 (2)";
         case SPEECHSSM_NULL_POINTER: return "a required pointer is NULL";
         case SPEECHSSM_BAD_STRIDE: return "token_stride and row_stride let tokens or rows overlap";
         case SPEECHSSM_BAD_SLOTS: return "without slots, state needs at least one row per batch row";
         case SPEECHSSM_SMALL_WORKSPACE: return "the workspace is smaller than speechssm_rglru_workspace_bytes says";
-        case SPEECHSSM_NOT_A_STEP: return "a step takes exactly one token; use the scan for more";
+        case SPEECHSSM_NOT_A_STEP: return "this call takes exactly one token: for more use the scan, or give the rings to append to";
         case SPEECHSSM_LAUNCH_FAILED: return "the device refused the launch; cudaGetLastError says why";
         case SPEECHSSM_NO_SUCH_VERSION: return "there is no kernel of that version number";
+        case SPEECHSSM_BAD_HEADS: return "heads, kv_heads, head_dim or window is below 1, heads is no multiple of kv_heads, or head_dim is over 512";
+        case SPEECHSSM_BAD_RING: return "ring_dtype is none of float32 (0), float16 (1), bfloat16 (2), int8 (3)";
         default: return "unknown status";
     }
 }
@@ -94,11 +98,11 @@ extern "C" int32_t speechssm_rglru_scan_host(const speechssm_rglru* call, int32_
     return SPEECHSSM_OK;
 }
 
-extern "C" int32_t speechssm_host_isa(void) { return chosen_isa().load(); }
+extern "C" int32_t speechssm_host_isa(void) { return isa_in_use().load(); }
 
 extern "C" int32_t speechssm_host_set_isa(int32_t isa) {
     const int best = static_cast<int>(best_isa());
     const int wanted = isa < 0 ? 0 : isa;
-    chosen_isa().store(wanted < best ? wanted : best);
-    return chosen_isa().load();
+    isa_in_use().store(wanted < best ? wanted : best);
+    return isa_in_use().load();
 }

@@ -6,6 +6,7 @@
 
 #include "speechssm/conv4_api.h"
 #include "speechssm/rglru_api.h"
+#include "speechssm/ring_api.h"
 
 namespace speechssm {
 
@@ -58,6 +59,39 @@ inline std::int32_t check(const speechssm_conv4* call) {
     if (c.tokens == 0) return SPEECHSSM_OK;
     if (!c.u || !c.y) return SPEECHSSM_NULL_POINTER;
     return separate(c) ? SPEECHSSM_OK : SPEECHSSM_BAD_STRIDE;
+}
+
+inline std::int64_t ring_workspace_bytes(std::int64_t rows, std::int64_t heads, std::int64_t head_dim, std::int64_t pieces) {
+    if (rows < 1 || heads < 1 || head_dim < 1 || pieces < 2) return 0;
+    return rows * heads * pieces * (head_dim + 2) * 4;  // numerator, denominator and maximum of each piece
+}
+
+inline std::int32_t check(const speechssm_ring* call) {
+    if (call == nullptr) return SPEECHSSM_NULL_POINTER;
+    if (call->struct_bytes != sizeof(speechssm_ring)) return SPEECHSSM_BAD_STRUCT;
+    const speechssm_ring& c = *call;
+    if (c.tokens < 0 || c.rows < 0 || c.slot_count < 0 || c.pieces < 0) return SPEECHSSM_BAD_SHAPE;
+    if (c.heads < 1 || c.kv_heads < 1 || c.head_dim < 1 || c.window < 1 || c.heads % c.kv_heads != 0 ||
+        c.head_dim > SPEECHSSM_RING_HEAD_DIM)
+        return SPEECHSSM_BAD_HEADS;
+    if (c.dtype < SPEECHSSM_F32 || c.dtype > SPEECHSSM_BF16) return SPEECHSSM_BAD_DTYPE;
+    if (c.ring_dtype < SPEECHSSM_F32 || c.ring_dtype > SPEECHSSM_I8) return SPEECHSSM_BAD_RING;
+    if (c.rows == 0) return SPEECHSSM_OK;
+    if (!c.key_in || !c.value_in || !c.position) return SPEECHSSM_NULL_POINTER;
+    const bool scaled = c.ring_dtype == SPEECHSSM_I8;
+    if (scaled && (!c.key_scale_in || !c.value_scale_in)) return SPEECHSSM_NULL_POINTER;
+    const bool appends = c.key_out && c.value_out && (!scaled || (c.key_scale_out && c.value_scale_out));
+    const bool only_reads = !c.key_out && !c.value_out && !c.key_scale_out && !c.value_scale_out;
+    if (!appends && !only_reads) return SPEECHSSM_NULL_POINTER;
+    if (only_reads && c.tokens > 1) return SPEECHSSM_NOT_A_STEP;
+    if (c.slots == nullptr && c.slot_count < c.rows) return SPEECHSSM_BAD_SLOTS;
+    if (c.tokens == 0) return SPEECHSSM_OK;
+    if (!c.q || !c.k || !c.v || !c.y) return SPEECHSSM_NULL_POINTER;
+    struct {
+        std::int32_t tokens, rows;
+        std::int64_t width, token_stride, row_stride;
+    } vectors = {c.tokens, c.rows, 1, c.token_stride, c.row_stride};
+    return separate(vectors) ? SPEECHSSM_OK : SPEECHSSM_BAD_STRIDE;
 }
 
 }  // namespace speechssm

@@ -1,0 +1,29 @@
+// The host launchers of the attention ring: check, choose an instruction set, run.
+#include "isa.hpp"
+#include "ring_reference.hpp"
+#include "speechssm/check.hpp"
+
+void speechssm::ring_rows(const speechssm_ring& call, std::int32_t first, std::int32_t end) {
+    switch (chosen_isa()) {
+#if defined(SPEECHSSM_X86)
+        case Isa::avx512: ring_rows_avx512(call, first, end); return;
+        case Isa::avx2: ring_rows_avx2(call, first, end); return;
+#endif
+        default: ring_rows_scalar(call, first, end); return;
+    }
+}
+
+extern "C" int32_t speechssm_ring_host(const speechssm_ring* call, int32_t version) {
+    if (version != 1 && version != 2) return SPEECHSSM_NO_SUCH_VERSION;
+    const std::int32_t status = speechssm::check(call);
+    if (status != SPEECHSSM_OK) return status;
+    if (version == 1)
+        speechssm::ring_rows(*call, 0, call->rows);
+    else
+        speechssm::ring_reference(*call);
+    return SPEECHSSM_OK;
+}
+
+extern "C" int64_t speechssm_ring_workspace_bytes(int32_t rows, int32_t heads, int32_t head_dim, int32_t pieces) {
+    return speechssm::ring_workspace_bytes(rows, heads, head_dim, pieces);
+}
