@@ -93,6 +93,12 @@ def _judge_language(c: Context) -> None:
     print(json.dumps(judge.run(train.settings(c.settings)), indent=1))
 
 
+def _compare_language(c: Context) -> None:
+    from .language import baseline, train
+
+    print(json.dumps(baseline.run(c.device, train.settings(c.settings)), indent=1))
+
+
 def _keep(c: Context) -> None:
     from . import weights
 
@@ -128,6 +134,7 @@ STAGES: dict[str, tuple[str, Callable[[Context], None]]] = {
     "tokens": ("tokenise the stories, spoken by flite, for the language model, --hours of it", _tokens),
     "language": ("train the Griffin language model on the tokens, at most --minutes", _language),
     "judge-language": ("nat per token below a Kneser-Ney 5-gram on held-out speech", _judge_language),
+    "compare-language": ("a Transformer of equal size beside it, both briefly trained", _compare_language),
     "keep": ("copy the best weights of --part from the cache into recipes/trained", _keep),
     "listen": ("a page to hear the demo bundle by, on held-out readers", _listen),
     "judge-system": ("continue held-out prompts for minutes and judge every minute", _judge_system),

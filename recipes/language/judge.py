@@ -18,7 +18,7 @@ from speechssm.bundle.shapes import LMShape
 from speechssm.export.models.griffin import Griffin
 
 from .. import places
-from . import ngram, streams, train
+from . import baseline, ngram, streams, train
 
 BAR_NAT = 0.10
 
@@ -35,11 +35,13 @@ def model_nats(model: Griffin, held: list[streams.Stream], most: int) -> float:
     return total / count
 
 
-def run(s: dict[str, Any], shape: LMShape | None = None, *, limit: int = 60) -> dict[str, Any]:
-    """Measure the averaged weights, log and draw."""
-    shape = shape or train.shape_of(s)
-    model = Griffin(shape).eval()
-    model.load_state_dict(places.load_tensors(train.folder() / "average.safetensors"))
+def run(
+    s: dict[str, Any], shape: LMShape | None = None, *, limit: int = 60, name: str = "language"
+) -> dict[str, Any]:
+    """Measure the averaged weights of the run ``name``, log and draw."""
+    shape, place = shape or train.shape_of(s), train.folder(name)
+    model = baseline.model(shape).eval()
+    model.load_state_dict(places.load_tensors(place / "average.safetensors"))
     everything = streams.load()
     yardstick = ngram.KneserNey([x.tokens for x in streams.training(everything)], shape.vocab)
     held = [x for x in everything if x.held_out and len(x.tokens) > 1]
@@ -49,7 +51,7 @@ def run(s: dict[str, Any], shape: LMShape | None = None, *, limit: int = 60) -> 
         "kokoro": [x for x in held if x.corpus == "stories_speech"],
     }
     figures: dict[str, Any] = {"parameters": sum(p.numel() for p in model.parameters())}
-    for name, chosen in sets.items():
+    for corpus, chosen in sets.items():
         chosen = chosen[:: max(1, len(chosen) // limit)][:limit]
         if not chosen:
             continue
@@ -57,21 +59,21 @@ def run(s: dict[str, Any], shape: LMShape | None = None, *, limit: int = 60) -> 
             np.mean(np.concatenate([yardstick.loss(x.tokens[: s["segment_tokens"]]) for x in chosen]))
         )
         ours = model_nats(model, chosen, s["segment_tokens"])
-        figures[name] = {
+        figures[corpus] = {
             "streams": len(chosen),
             "model_nat": ours,
             "five_gram_nat": five,
             "gain_nat": five - ours,
         }
     judged = [figures[name]["gain_nat"] for name in ("alice", "real") if name in figures]
-    steps = [e["step"] for e in places.Log(train.folder() / "log.jsonl").read()]
+    steps = [e["step"] for e in places.Log(place / "log.jsonl").read()]
     figures |= {"step": max(steps, default=0), "passes": len(judged) == 2 and min(judged) >= BAR_NAT}
-    places.Log(train.folder() / "judged.jsonl")(**figures)
-    best = train.folder() / "best.json"
+    places.Log(place / "judged.jsonl")(**figures)
+    best = place / "best.json"
     if not best.exists() or worst_gain(figures) > worst_gain(places.read_json(best)["figures"]):
-        places.write_tensors(train.folder() / "best.safetensors", model.state_dict())
+        places.write_tensors(place / "best.safetensors", model.state_dict())
         places.write_json(best, {"shape": shape.model_dump(), "step": figures["step"], "figures": figures})
-    draw(train.folder())
+    draw(place)
     return figures
 
 

@@ -24,15 +24,15 @@ from speechssm.export.presets import PRESETS
 
 from .. import places, weights
 from ..precision import narrow
-from . import streams
+from . import baseline, streams
 
 SAVE_SECONDS = 300.0
 LOG_STEPS = 20
 
 
-def folder() -> Path:
-    """Checkpoints, log and figure."""
-    return places.cache("language")
+def folder(run: str = "language") -> Path:
+    """Checkpoints, log and figure of ``run``: the voice's, or one that is trained to compare it with."""
+    return places.cache(run)
 
 
 def settings(name: str = "settings") -> dict[str, Any]:
@@ -70,12 +70,18 @@ def rate(step: int, s: dict[str, Any]) -> float:
     return float(s["peak_rate"] * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * part))))
 
 
-def run(device: str, s: dict[str, Any], shape: LMShape | None = None, minutes: float = math.inf) -> Path:
+def run(
+    device: str,
+    s: dict[str, Any],
+    shape: LMShape | None = None,
+    minutes: float = math.inf,
+    name: str = "language",
+) -> Path:
     """Train to the configured number of steps or for ``minutes``; the path of the averaged weights."""
-    shape = shape or shape_of(s)
+    shape, place = shape or shape_of(s), folder(name)
     torch.manual_seed(s["seed"])
     source = streams.Source(streams.load(), s)
-    model = Griffin(shape).to(device)
+    model = baseline.model(shape).to(device)
     # Norm scales, biases and the recurrence's decay are left alone by weight decay.
     groups = [
         {"params": [p for p in model.parameters() if p.dim() >= 2], "weight_decay": s["weight_decay"]},
@@ -83,14 +89,14 @@ def run(device: str, s: dict[str, Any], shape: LMShape | None = None, minutes: f
     ]
     optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98))
     average = {k: v.detach().clone() for k, v in model.state_dict().items()}
-    checkpoint = folder() / "checkpoint.safetensors"
+    checkpoint = place / "checkpoint.safetensors"
     step = 0
     if checkpoint.exists():
         step = places.resume(checkpoint, model, average, optimiser)
-    elif known := weights.committed("language", shape):
+    elif name == "language" and (known := weights.committed("language", shape)):
         model.load_state_dict(known.parameters)
         average, step = {k: v.detach().clone() for k, v in model.state_dict().items()}, known.step
-    log = places.Log(folder() / "log.jsonl")
+    log = places.Log(place / "log.jsonl")
     began = saved = noted = time.monotonic()
     sums, heard = torch.zeros((), device=device), 0
     measure = compiled(device, s)
@@ -112,7 +118,7 @@ def run(device: str, s: dict[str, Any], shape: LMShape | None = None, minutes: f
         step += 1
         sums, heard = sums + lost.detach(), heard + int((drawn >= 0).sum())
         now = time.monotonic()
-        if step % LOG_STEPS == 0:
+        if step % LOG_STEPS == 0 or step == s["steps"]:
             each = 1 + (step - 1) % LOG_STEPS
             log(
                 step=step,
@@ -124,8 +130,8 @@ def run(device: str, s: dict[str, Any], shape: LMShape | None = None, minutes: f
         late = now - began > 60 * minutes
         if now - saved > SAVE_SECONDS or step == s["steps"] or late:
             places.checkpoint(checkpoint, model, average, optimiser, step)
-            places.write_tensors(folder() / "average.safetensors", average)
+            places.write_tensors(place / "average.safetensors", average)
             saved = time.monotonic()
         if late:
             break
-    return folder() / "average.safetensors"
+    return place / "average.safetensors"

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 from recipes import places
-from recipes.language import judge, ngram, streams, train
+from recipes.language import baseline, judge, ngram, streams, train
 
 from speechssm.bundle.shapes import LMShape, griffin_blocks
+from speechssm.export.models.griffin import Griffin
+from speechssm.export.models.transformer import transformer_shape
 
 SHAPE = LMShape(
     vocab=20,
@@ -29,7 +31,7 @@ SHAPE = LMShape(
 )
 SETTINGS: dict[str, Any] = {
     "seed": 1, "segment_tokens": 40, "short_tokens": 20, "batch_segments": 3, "steps": 8, "warmup": 2,
-    "peak_rate": 0.01, "weight_decay": 0.1, "compile": False, "average": 0.9,
+    "peak_rate": 0.01, "weight_decay": 0.1, "compile": False, "compared_steps": 2, "average": 0.9,
     "finish_share": 0.25, "finish_real_share": 1.0, "real_share": 0.2,
 }  # fmt: skip
 
@@ -144,3 +146,26 @@ def test_training_resumes_exactly_and_is_judged(tmp_path: Path, monkeypatch: pyt
     assert figures["alice"]["five_gram_nat"] > 0
     assert np.isfinite(figures["real"]["model_nat"])
     assert (train.folder() / "language.png").stat().st_size > 1000
+
+
+def test_whole_attention_is_local_attention_over_a_window_that_holds_all(rng: np.random.Generator) -> None:
+    shape = transformer_shape(SHAPE, "mha", capacity=30)
+    fused = baseline.model(shape).eval()
+    plain = Griffin(shape).eval()
+    plain.load_state_dict(fused.state_dict())
+    tokens = torch.from_numpy(rng.integers(0, SHAPE.vocab, (3, 31)))
+    with torch.inference_mode():
+        torch.testing.assert_close(fused(tokens)[0], plain(tokens)[0], rtol=1e-4, atol=1e-4)
+        with pytest.raises(ValueError, match="do not fit"):
+            fused(torch.cat([tokens, tokens], 1))
+    assert isinstance(baseline.model(SHAPE), Griffin)
+
+
+@pytest.mark.usefixtures("tokens")
+def test_a_transformer_of_the_same_size_is_trained_beside_it() -> None:
+    figures = baseline.run("cpu", {**SETTINGS, "shape": SHAPE.model_dump()})
+    sizes = [figures[kind]["parameters"] for kind in ("griffin", "transformer")]
+    assert abs(sizes[0] - sizes[1]) < 0.4 * sizes[0]
+    assert {f["step"] for f in figures.values()} == {2}
+    assert all(np.isfinite(f["alice"]["model_nat"]) for f in figures.values())
+    assert not (train.folder() / "average.safetensors").exists(), "the voice's run is another"
