@@ -23,7 +23,7 @@ def load(device: str = "cpu") -> Voiceprint:
 def path() -> Path:
     """The file of its weights, unpacked beside the wheel."""
     folder = places.cache("packages")
-    target = folder / WEIGHTS
+    target = folder / "resemblyzer.pt"
     if not target.exists():
         (wheel,) = download((PACKAGE,), folder)
         with zipfile.ZipFile(wheel) as archive, places.partial(target) as temporary:

