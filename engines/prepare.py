@@ -4,6 +4,7 @@ What changes, and nothing else:
 
 * the model-local function of an operator that a plugin brings is taken out (TensorRT-RTX 1.7 imports a
   function in place of a plugin of its name), or stays where there is no plugin;
+* attention that was exported as an operator is written out as the nodes of its function: no plugin has it;
 * in float16 or bfloat16, every product with a constant weight casts its input down and its result up, and
   its weight is stored narrow. Networks are strongly typed, so the types written here are what runs:
   products in the narrow type; norms, gates, recurrence, softmax, sampler and all state in float32. The
@@ -31,6 +32,8 @@ Precision = Literal["float32", "float16", "bfloat16"]
 PREPARATION = "1"
 """Part of every engine's key: a change of what this module writes makes older engines stale."""
 DOMAIN = "speechssm"
+PLUGINS = frozenset({"RGLRUStep", "RGLRUScan"})
+"""Operators of ours that a TensorRT plugin brings."""
 MODEL, WEIGHTS = "model.onnx", "weights.bin"
 _ALIGN = 256
 _KEPT = ".gates."
@@ -69,6 +72,7 @@ def prepare(
     model = onnx.load(path, load_external_data=False)
     if not foreign:
         _refuse_foreign(graph, model)
+    model = _written_out(model)
     count = sum(node.domain == DOMAIN for node in model.graph.node)
     if plugin:
         _strip_functions(model)
@@ -106,6 +110,17 @@ def _refuse_foreign(graph: str, model: ModelProto) -> None:
                 f"graph {graph} uses {node.domain}::{node.op_type}, an operator only ONNX Runtime has: export the "
                 "model with --dtype float32, float16 or bfloat16"
             )
+
+
+def _written_out(model: ModelProto) -> ModelProto:
+    """``model`` with every function of ours put in place of its calls, but for the recurrence's."""
+    from onnx.inliner import inline_selected_functions
+
+    names = [(f.domain, f.name) for f in model.functions if f.domain == DOMAIN and f.name not in PLUGINS]
+    if not names:
+        return model
+    written: ModelProto = inline_selected_functions(model, names)
+    return written
 
 
 def _strip_functions(model: ModelProto) -> None:

@@ -87,11 +87,13 @@ def export_preset(
     transformer: Attention | None = None,
     capacity: int | None = None,
     ring: Ring = "float32",
+    ring_op: bool = False,
 ) -> Manifest:
     """Write a bundle of preset ``name`` with seeded random weights: it runs, and sounds like noise.
 
     ``transformer`` makes the language model the preset's baseline instead, with a cache of ``capacity``
-    tokens, or one that grows. ``ring`` is how keys and values of past tokens are kept.
+    tokens, or one that grows. ``ring`` is how keys and values of past tokens are kept,
+    ``ring_op`` as in :func:`export_models`.
 
     Raises ExportError for an unknown preset, or as :func:`export_models` does.
     """
@@ -121,6 +123,7 @@ def export_preset(
         overwrite=overwrite,
         rollout=rollout,
         threads=threads,
+        ring_op=ring_op,
     )
 
 
@@ -141,6 +144,7 @@ def export_checkpoint(
     notes: str = "",
     storage: Storage = "float32",
     ring: Ring = "float32",
+    ring_op: bool = False,
     overwrite: bool = False,
     rollout: int | None = None,
     threads: int = 0,
@@ -189,6 +193,7 @@ def export_checkpoint(
         overwrite=overwrite,
         rollout=rollout,
         threads=threads,
+        ring_op=ring_op,
     )
 
 
@@ -261,6 +266,7 @@ def export_models(
     overwrite: bool = False,
     rollout: int | None = None,
     threads: int = 0,
+    ring_op: bool = False,
 ) -> Manifest:
     """Write a bundle of the given reference models, and beside the manifest its parity report.
 
@@ -268,6 +274,8 @@ def export_models(
     layer is in memory while weights are written. ``storage`` is how weight matrices lie on disk; graphs
     widen them to float32 when they are loaded. ``rollout`` is the length of the parity report's rollout
     in steps: 24 000 up to 50 M parameters and 64 above when not given. ``threads`` is for its engine.
+    ``ring_op`` makes attention one node of the domain ``speechssm``, as the recurrence is: a kernel where
+    the native library is loaded, else the same nodes as without it.
 
     Raises ExportError when the target exists, a weight is missing or not finite, a parity gate is
     missed, or the disk fails; no bundle is left then. After a missed gate the report is kept beside the
@@ -285,7 +293,7 @@ def export_models(
         made = {
             graph: pair
             for part in shapes
-            for graph, pair in _graphs(part, shapes[part], models[part], storages[part]).items()
+            for graph, pair in _graphs(part, shapes[part], models[part], storages[part], ring_op).items()
         }
         builders = {graph: builder for graph, (builder, _) in made.items()}
         ranges = (
@@ -355,13 +363,14 @@ def _part_storage(part: str, model: Source, storage: Storage) -> Storage:
 
 
 def _graphs(
-    part: str, shape: AnyShape, model: Source, storage: Storage
+    part: str, shape: AnyShape, model: Source, storage: Storage, ring_op: bool
 ) -> Mapping[str, tuple[Writable, tuple[StateTensor, ...]]]:
     """Graph builders of a part with their state schemas, by graph name."""
     if isinstance(model, ReadyPart):
         return model.graphs
+    more = {"ring_op": True} if ring_op and part == "lm" else {}
     return {
-        name: (build(shape, STORED[storage]), state(shape))
+        name: (build(shape, STORED[storage], **more), state(shape))
         for name, (build, state) in PARTS[part].graphs.items()
     }
 

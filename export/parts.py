@@ -36,7 +36,7 @@ from .models.codec import Codec
 from .models.griffin import Griffin, lm_state
 from .models.tokenizer import Tokenizer
 
-Build = Callable[[Any, int], GraphBuilder]
+Build = Callable[..., GraphBuilder]
 State = Callable[[Any], tuple[StateTensor, ...]]
 
 

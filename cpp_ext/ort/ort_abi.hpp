@@ -1,8 +1,9 @@
 // The part of ONNX Runtime's C ABI that a custom op needs, declared here so that no header of it is.
 //
 // The ABI is a table of function pointers that is only ever appended to, and a struct of callbacks
-// whose first member says how many fields it has. Version 16 of both is what these ops speak; every
-// later runtime accepts it. Slot numbers are positions in that table, published and fixed.
+// whose first member says how many fields it has. These ops speak version 16 of the
+// struct and 17 of the table; every later runtime accepts both. Slot numbers are positions in that table,
+// published and fixed.
 #pragma once
 
 #include <cstddef>
@@ -10,7 +11,8 @@
 
 namespace ort {
 
-constexpr std::uint32_t kAbiVersion = 16;
+constexpr std::uint32_t kAbiVersion = 16;    // of the struct of callbacks
+constexpr std::uint32_t kTableVersion = 17;  // of the table: the last slot used is ParallelFor's
 
 // Opaque to us.
 struct Status;
@@ -29,7 +31,7 @@ struct ApiBase {
 };
 
 enum ErrorCode : int { kFail = 1, kInvalidArgument = 2 };
-enum ElementType : int { kFloat = 1, kInt64 = 7, kBool = 9, kFloat16 = 10, kBFloat16 = 16 };
+enum ElementType : int { kFloat = 1, kInt8 = 3, kInt64 = 7, kBool = 9, kFloat16 = 10, kBFloat16 = 16 };
 enum Characteristic : int { kRequired = 0, kOptional = 1 };
 enum MemoryType : int { kMemoryDefault = 0, kMemoryCpuInput = -2 };
 
@@ -95,6 +97,11 @@ public:
     void release(TypeAndShape* info) const { slot<void(TypeAndShape*)>(99)(info); }
     Status* gpu_stream(const KernelContext* context, void** out) const {
         return slot<Status*(const KernelContext*, void**)>(193)(context, out);
+    }
+    // Calls each(data, i) for i below count on the session's threads, and waits for all of them.
+    Status* parallel_for(const KernelContext* context, void (*each)(void*, std::size_t), std::size_t count, void* data) const {
+        return slot<Status*(const KernelContext*, void (*)(void*, std::size_t), std::size_t, std::size_t, void*)>(274)(
+            context, each, count, 0, data);
     }
 
 private:

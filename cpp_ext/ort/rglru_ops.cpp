@@ -8,11 +8,10 @@
 //              -> y like x, state_out (b,e)
 //
 // x, gates and y are float32, float16 or bfloat16; decay and state are float32.
-#include <array>
-#include <cstdio>
 #include <mutex>
 
-#include "ort_abi.hpp"
+#include "node_run.hpp"
+#include "ring_ops.hpp"
 #include "speechssm/rglru_api.h"
 #if defined(SPEECHSSM_WITH_CUDA)
 #include "speechssm/cuda_api.h"
@@ -30,33 +29,26 @@ struct Op : ort::CustomOp {
     ort::ElementType type;
 };
 
-struct Shape {
-    std::array<std::int64_t, 3> size{};
-    std::size_t rank = 0;
-
-    bool operator==(const Shape& other) const { return rank == other.rank && size == other.size; }
-};
-
 // One run of one node. Every failure becomes a status whose text names the node and what is wrong.
-class Run {
+class Run : ort::NodeRun {
 public:
-    Run(ort::Api api, const Op& op, ort::KernelContext* context) : api_(api), op_(op), context_(context) {}
+    Run(ort::Api api, const Op& op, ort::KernelContext* context) : NodeRun(api, op.get_name(&op), context), op_(op) {}
 
     ort::Status* operator()() {
         std::array<void*, kInputs> input{};
-        std::array<Shape, kInputs> shape;
+        std::array<ort::Shape, kInputs> shape;
         for (std::size_t i = 0; i < kInputs; ++i)
             if (ort::Status* failed = read_input(i, &input[i], &shape[i])) return failed;
         const std::size_t rank = op_.kind == Kind::step ? 2 : 3;
-        const Shape& x = shape[kX];
+        const ort::Shape& x = shape[kX];
         if (x.rank != rank) return refuse("x must be %s", op_.kind == Kind::step ? "(b,e)" : "(t,b,e)");
         const std::int64_t tokens = op_.kind == Kind::step ? 1 : x.size[0];
         const std::int64_t rows = x.size[rank - 2], width = x.size[rank - 1];
         if (!(shape[kGateX] == x) || !(shape[kGateA] == x)) return refuse("gate_x and gate_a must have the shape of x");
-        if (!(shape[kDecay] == Shape{{width}, 1})) return refuse("decay must be (e)");
-        if (!(shape[kState] == Shape{{rows, width}, 2})) return refuse("state must be (b,e)");
-        if (!(shape[kPosition] == Shape{{rows}, 1})) return refuse("position must be (b)");
-        if (!(shape[kRows] == Shape{{rows}, 1})) return refuse("%s must be (b)", rows_name());
+        if (!(shape[kDecay] == ort::Shape{{width}, 1})) return refuse("decay must be (e)");
+        if (!(shape[kState] == ort::Shape{{rows, width}, 2})) return refuse("state must be (b,e)");
+        if (!(shape[kPosition] == ort::Shape{{rows}, 1})) return refuse("position must be (b)");
+        if (!(shape[kRows] == ort::Shape{{rows}, 1})) return refuse("%s must be (b)", rows_name());
         constexpr std::int64_t most = INT32_MAX;
         if (tokens > most || rows > most || width > most) return refuse("a dimension is over 2^31 - 1");
 
@@ -106,41 +98,9 @@ private:
         return status == SPEECHSSM_OK ? nullptr : refuse("%s", speechssm_status_text(status));
     }
 
-    ort::Status* read_input(std::size_t index, void** data, Shape* shape) {
-        const ort::Value* value = nullptr;
-        if (ort::Status* failed = api_.input(context_, index, &value)) return failed;
-        if (value == nullptr) return refuse("an input is missing");
-        ort::TypeAndShape* info = nullptr;
-        if (ort::Status* failed = api_.type_and_shape(value, &info)) return failed;
-        ort::Status* failed = api_.rank(info, &shape->rank);
-        if (failed == nullptr && shape->rank <= shape->size.size())
-            failed = api_.dimensions(info, shape->size.data(), shape->rank);
-        api_.release(info);
-        if (failed == nullptr && shape->rank > shape->size.size()) return refuse("an input has more than 3 axes");
-        if (failed == nullptr) failed = api_.data(const_cast<ort::Value*>(value), data);
-        return failed;
-    }
-
-    ort::Status* make_output(std::size_t index, const Shape& shape, void** data) {
-        ort::Value* value = nullptr;
-        if (ort::Status* failed = api_.output(context_, index, shape.size.data(), shape.rank, &value)) return failed;
-        return api_.data(value, data);
-    }
-
-    template <class... Words>
-    ort::Status* refuse(const char* format, Words... words) {
-        char text[200], sentence[280];
-        std::snprintf(text, sizeof text, format, words...);
-        std::snprintf(sentence, sizeof sentence, "speechssm::%s: %s", op_.get_name(&op_), text);
-        return api_.create_status(ort::kInvalidArgument, sentence);
-    }
-    ort::Status* refuse(const char* text) { return refuse("%s", text); }
-
     const char* rows_name() const { return op_.kind == Kind::step ? "active" : "lengths"; }
 
-    ort::Api api_;
     const Op& op_;
-    ort::KernelContext* context_;
 };
 
 struct Kernel {
@@ -214,6 +174,7 @@ ort::Status* domain(ort::Api api, ort::CustomOpDomain** out) {
                     *next = make_op(kind, device, type);
                     if (ort::Status* failed = api.add_op(fresh, next++)) return failed;
                 }
+        if (ort::Status* failed = speechssm::add_ring_ops(api, fresh)) return failed;
         made = fresh;
     }
     *out = made;
@@ -223,7 +184,7 @@ ort::Status* domain(ort::Api api, ort::CustomOpDomain** out) {
 }  // namespace
 
 extern "C" SPEECHSSM_EXPORT ort::Status* RegisterCustomOps(ort::SessionOptions* options, const ort::ApiBase* base) {
-    const ort::Api api(base->get_api(ort::kAbiVersion));
+    const ort::Api api(base->get_api(ort::kTableVersion));
     if (!api) return nullptr;  // a runtime older than the ABI: it reports the unknown op itself
     ort::CustomOpDomain* ours = nullptr;
     if (ort::Status* failed = domain(api, &ours)) return failed;

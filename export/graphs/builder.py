@@ -196,6 +196,29 @@ class GraphBuilder:
 
     # result
 
+    def function(self, domain: str) -> onnx.FunctionProto:
+        """What was built as a model-local function of this name in ``domain``; constants become nodes of it.
+
+        Types and sizes of the inputs are not kept, a function has none. Raises ExportError when it has weights.
+        """
+        if self.weights or self.functions:
+            raise ExportError(f"function {self.name} has weights or functions of its own")
+        top = self._top
+        constants = [
+            helper.make_node("Constant", [], [t.name], name=f"{t.name}/value", value=t)
+            for t in top.initializers
+        ]
+        for node in constants:
+            node.attribute[0].t.ClearField("name")
+        return helper.make_function(
+            domain,
+            self.name,
+            [v.name for v in top.inputs],
+            [v.name for v in top.outputs],
+            constants + top.nodes,
+            [helper.make_opsetid("", self.opset)],
+        )
+
     def model(self) -> onnx.ModelProto:
         """The finished model. Weights are external and unplaced: :func:`place_weights` gives file and offset."""
         graph = helper.make_graph(

@@ -39,6 +39,8 @@ class Nodes:
     stored: int = FLOAT
     places: dict[str, tuple[str, str]] = field(default_factory=dict)
     """Where the token of a position goes, by the position's name: every ring of a row is written alike."""
+    ring_op: bool = False
+    """Whether attention is one node of the domain ``speechssm`` (:mod:`.ring_function`)."""
 
     # weights
 

@@ -20,19 +20,23 @@ from .builder import BOOL, FLOAT, FLOAT16, INT64, GraphBuilder
 from .explicit import ObservingNodes
 from .griffin_nodes import Nodes, Ring
 from .rglru_function import rglru_scan, rglru_step
+from .ring_function import ring_attend, ring_scan, scan_attention
 from .sampler import sample, sampler_inputs
 from .transformer import nodes_of
 
 
-def build_lm_step(shape: LMShape, stored: int = FLOAT, *, logits: bool = False) -> GraphBuilder:
+def build_lm_step(
+    shape: LMShape, stored: int = FLOAT, *, logits: bool = False, ring_op: bool = False
+) -> GraphBuilder:
     """Graph of one step.
 
     token (b), active (b), temperature, top_k, top_p, uniform (b) and the state -> token (b), logprob
     (b), health (b) and the state. Inactive rows keep their state bit for bit; their health is 0.
     health is the largest |lru| over the layers, NaN when a state or probability is not finite.
-    ``logits`` adds the debug output logits (b,v).
+    ``logits`` adds the debug output logits (b,v). ``ring_op`` makes the attention of each layer one node
+    (:mod:`.ring_function`), a kernel where a library brings one.
     """
-    return _build_step(nodes_of(GraphBuilder("lm_step"), shape, stored), logits=logits)
+    return _build_step(nodes_of(GraphBuilder("lm_step"), shape, stored, ring_op=ring_op), logits=logits)
 
 
 def build_observed_step(shape: LMShape) -> tuple[GraphBuilder, dict[str, str]]:
@@ -78,12 +82,16 @@ def _build_step(n: Nodes, *, logits: bool = False) -> GraphBuilder:
             else:
                 q, k, v = n.qkv(y, name, rotation)
                 key, value = _ring(state, f"{name}_key"), _ring(state, f"{name}_value")
-                attended, scores = n.attend(q, k, v, key, value, column)
+                if n.ring_op:
+                    attended, seen = ring_attend(n, q, k, v, key, value, position, active)
+                else:
+                    attended, scores = n.attend(q, k, v, key, value, column)
                 y = n.linear(attended, f"{name}.out", shape.heads * shape.head_dim, shape.width)
                 written += [(f"{name}_key", key, k), (f"{name}_value", value, v)]
                 # The scores stand for the keys in the ring: an infinite key may get no weight and so stay
                 # unseen in the output. An infinite value is always seen there.
-                checks += [n.finite_zero(scores), n.finite_zero(k), n.finite_zero(v), *n.unseen(attended)]
+                checks += [seen] if n.ring_op else [n.finite_zero(scores), n.finite_zero(k), n.finite_zero(v)]
+                checks += n.unseen(attended)
             x = g.op("Add", x, y)
             x = g.op("Add", x, n.mlp(n.norm(x, f"{name}.channel_norm"), f"{name}.mlp"))
     normed = n.norm(x, "final_norm")
@@ -111,15 +119,15 @@ def _build_step(n: Nodes, *, logits: bool = False) -> GraphBuilder:
     return g
 
 
-def build_lm_chunk(shape: LMShape, stored: int = FLOAT) -> GraphBuilder:
+def build_lm_chunk(shape: LMShape, stored: int = FLOAT, *, ring_op: bool = False) -> GraphBuilder:
     """Graph of one prefill chunk, the exact flavour.
 
     tokens (b,t), lengths (b) and the state -> health (b) and the state. Only the first ``lengths[b]``
     tokens of a row count; the others may be anything. A row of length 0 keeps its state bit for bit.
-    No token is sampled: the last prompt token goes through ``lm_step``.
+    No token is sampled: the last prompt token goes through ``lm_step``. ``ring_op`` as in the step graph.
     """
     g = GraphBuilder("lm_chunk")
-    n = nodes_of(g, shape, stored)
+    n = nodes_of(g, shape, stored, ring_op=ring_op)
     tokens = g.input("tokens", INT64, ("b", "t"))
     lengths = g.input("lengths", INT64, ("b",))
     state = _state_inputs(g, shape)
@@ -179,11 +187,17 @@ def build_lm_chunk(shape: LMShape, stored: int = FLOAT) -> GraphBuilder:
             else:
                 q, k, v = n.qkv(y, name, rotation)
                 rings = _ring(state, f"{name}_key"), _ring(state, f"{name}_value")
-                key, value, attended = _scan_attention(n, *rings, q, k, v, positions_3d, valid_3d, steps)
+                q3 = g.op("Reshape", q, _by_time(g, steps, shape.heads * shape.head_dim))
+                heads = (shape.kv_heads, shape.head_dim)
+                k4, v4 = (g.op("Reshape", z, _by_time(g, steps, *heads)) for z in (k, v))
+                if n.ring_op:
+                    attended, seen, key, value = ring_scan(n, q3, k4, v4, *rings, position, lengths)
+                else:
+                    key, value, attended = scan_attention(n, q3, k4, v4, *rings, positions_3d, valid_3d)
                 new |= _named(f"{name}_key", key) | _named(f"{name}_value", value)
                 flat = g.op("Reshape", attended, g.const([-1, shape.heads * shape.head_dim]))
                 y = n.linear(flat, f"{name}.out", shape.heads * shape.head_dim, shape.width)
-                checks += n.ring_checks(key, value)
+                checks += [seen] if n.ring_op else n.ring_checks(key, value)
             x = g.op("Add", x, y)
             x = g.op("Add", x, n.mlp(n.norm(x, f"{name}.channel_norm"), f"{name}.mlp"))
     new["position"] = g.op("Add", position, g.op("Max", lengths, g.const(np.int64(0))))
@@ -244,40 +258,6 @@ def _last_taps(g: GraphBuilder, taps: str, lengths: str) -> str:
     batch_first = g.op("Transpose", taps, perm=[1, 0, 2])
     index = g.op("Unsqueeze", g.op("Transpose", where, perm=[1, 0]), g.const([2]))
     return g.op("GatherND", batch_first, index, batch_dims=1)
-
-
-def _scan_attention(
-    n: Nodes, key: Ring, value: Ring, q: str, k: str, v: str, position: str, valid: str, steps: str
-) -> tuple[Ring, Ring, str]:
-    """Attend, then write, over time; rings (b,w,g,k), q (r,h*k), k and v (r,g,1,k), position and valid (t,b,1)."""
-    g, s = n.g, n.shape
-    width = s.heads * s.head_dim
-    slots = "s" if s.cache == "grow" else s.window
-    kinds = [(_TYPES[s.ring], ("b", slots, s.kv_heads, s.head_dim)), (FLOAT, ("b", slots, s.kv_heads))]
-    kinds = kinds[: len(key)]
-    new = ("b", s.kv_heads, 1, s.head_dim)
-    q3 = g.op("Reshape", q, _by_time(g, steps, width))
-    k5, v5 = (g.op("Reshape", z, _by_time(g, steps, s.kv_heads, 1, s.head_dim)) for z in (k, v))
-    with g.body("attention_over_time") as body:
-        ring_k, ring_v = (
-            tuple(g.input(f"{body.name}/{what}{i}", *kind) for i, kind in enumerate(kinds))
-            for what in ("key", "value")
-        )
-        q_t = g.input(f"{body.name}/q", FLOAT, ("b", width))
-        k_t = g.input(f"{body.name}/k", FLOAT, new)
-        v_t = g.input(f"{body.name}/v", FLOAT, new)
-        p_t = g.input(f"{body.name}/position", INT64, ("b", 1))
-        ok_t = g.input(f"{body.name}/valid", BOOL, ("b", 1))
-        y, _ = n.attend(q_t, k_t, v_t, ring_k, ring_v, p_t)
-        for what, ring, fresh in (("key", ring_k, k_t), ("value", ring_v, v_t)):
-            for i, written in enumerate(n.write_ring(ring, fresh, p_t, ok_t)):
-                g.output(f"{body.name}/{what}_out{i}", written, *kinds[i])
-        g.output(f"{body.name}/y", y, FLOAT, ("b", width))
-    *rings, every = g.ops(
-        "Scan", *key, *value, q3, k5, v5, position, valid, outputs=2 * len(kinds) + 1,
-        body=g.body_graph(body), num_scan_inputs=5,
-    )  # fmt: skip
-    return tuple(rings[: len(kinds)]), tuple(rings[len(kinds) :]), every
 
 
 def _health(g: GraphBuilder, shape: LMShape, new: dict[str, str], checks: list[str]) -> str:

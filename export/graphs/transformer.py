@@ -80,7 +80,7 @@ _GROWING: dict[type[Nodes], type[Nodes]] = {
 }
 
 
-def nodes_of(g: GraphBuilder, shape: LMShape, stored: int) -> Nodes:
-    """The nodes that a shape's cache and a storage type ask for."""
+def nodes_of(g: GraphBuilder, shape: LMShape, stored: int, *, ring_op: bool = False) -> Nodes:
+    """The nodes that a shape's cache and a storage type ask for; ``ring_op`` is :attr:`.Nodes.ring_op`."""
     kind = ExplicitNodes if stored in (QDQ_INT8, QDQ_FP8) else nodes_class(stored)
-    return (_GROWING[kind] if shape.cache == "grow" else kind)(g, shape, stored)
+    return (_GROWING[kind] if shape.cache == "grow" else kind)(g, shape, stored, ring_op=ring_op)

@@ -30,3 +30,9 @@ def built(preset: ext.Preset) -> Path:
 def host() -> HostLibrary:
     chosen = os.environ.get("SPEECHSSM_TEST_HOST_LIBRARY")  # the sanitizer test points this at its own build
     return HostLibrary(Path(chosen) if chosen else built("host") / ext.library_file("host"))
+
+
+@pytest.fixture(scope="session")
+def library() -> Path:
+    """The custom ops for ONNX Runtime on a processor."""
+    return built("host") / ext.library_file("ort")

@@ -35,11 +35,11 @@ def node_model(kind: str, dtype: int = FLOAT) -> ModelProto:
 
 
 def session(
-    model: ModelProto, library: Path | None = None, optimized: Path | None = None
+    model: ModelProto, library: Path | None = None, optimized: Path | None = None, threads: int = 1
 ) -> ort.InferenceSession:
-    """One thread on the CPU; ``optimized`` receives the graph as the runtime will execute it."""
+    """On the CPU, one thread if not told otherwise; ``optimized`` receives the graph as the runtime will execute it."""
     options = ort.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3
     if library is not None:
         options.register_custom_ops_library(str(library))

@@ -19,11 +19,6 @@ from tests.cpp_ext.rglru_graphs import BFLOAT16, feeds, node_model, session
 WITH_AND_WITHOUT = 1e-6
 
 
-@pytest.fixture(scope="session")
-def library() -> Path:
-    return built("host") / library_file("ort")
-
-
 @pytest.fixture(scope="module", params=[False, True], ids=["function", "library"])
 def chosen(request) -> Path | None:
     return request.getfixturevalue("library") if request.param else None

@@ -102,20 +102,29 @@ def _per_row(rows: int, value: object, dtype: type) -> np.ndarray:
     return np.ascontiguousarray(np.broadcast_to(np.asarray(value, dtype), (rows,)))
 
 
-def toy_lm(folder: Path, shape: LMShape = TINY, seed: int = 0, *, threads: int = 1) -> ToyLM:
-    """Export a shaken model of ``shape`` into ``folder`` and load its graphs."""
+def toy_lm(
+    folder: Path,
+    shape: LMShape = TINY,
+    seed: int = 0,
+    *,
+    threads: int = 1,
+    ring_op: bool = False,
+    library: Path | None = None,
+) -> ToyLM:
+    """Export a shaken model of ``shape`` into ``folder`` and load its graphs, with native operators or without."""
     folder.mkdir(parents=True, exist_ok=True)
     model = shaken(shape, seed)
     builders = {
-        "lm_debug": build_lm_step(shape, logits=True),
-        "lm_step": build_lm_step(shape),
-        "lm_chunk": build_lm_chunk(shape),
+        "lm_debug": build_lm_step(shape, logits=True, ring_op=ring_op),
+        "lm_step": build_lm_step(shape, ring_op=ring_op),
+        "lm_chunk": build_lm_chunk(shape, ring_op=ring_op),
     }
     write_parts(folder, builders, {"lm": lm_weights(model)})
     graphs = {}
+    options = OrtOptions(threads=threads, custom_ops=library)
     for name, builder in builders.items():
         entry = write_graph(folder, name, builder, lm_state(shape))
-        graphs[name] = OrtGraph(name, folder / entry.file, entry, OrtOptions(threads=threads))
+        graphs[name] = OrtGraph(name, folder / entry.file, entry, options)
     toy = ToyLM(model, graphs["lm_debug"], graphs["lm_chunk"])
     toy.plain_step = graphs["lm_step"]
     return toy

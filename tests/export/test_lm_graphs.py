@@ -223,14 +223,17 @@ def test_rotary_angles_do_not_drift(position: int, tmp_path: Path) -> None:
     assert np.abs(after["L00_key"][0, position % 4] - expected[0]).max() < 2e-6
 
 
+@pytest.mark.parametrize("ring_op", [False, True], ids=["nodes", "operator"])
 @pytest.mark.parametrize(
     "shape",
     [TINY, transformer_shape(TINY, "mqa"), transformer_shape(TINY, "mha", capacity=16)],
     ids=["griffin", "mqa", "mha"],
 )
-def test_whatever_reads_a_ring_runs_before_it_is_written(shape: LMShape, tmp_path: Path) -> None:
+def test_whatever_reads_a_ring_runs_before_it_is_written(
+    shape: LMShape, ring_op: bool, tmp_path: Path
+) -> None:
     """In the graph as ONNX Runtime optimises it: what lets a ring be one buffer for input and output."""
-    toy_lm(tmp_path, shape)
+    toy_lm(tmp_path, shape, ring_op=ring_op)
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
     onnxruntime.InferenceSession(str(tmp_path / "lm_step.onnx"), options, providers=["CPUExecutionProvider"])

@@ -75,6 +75,10 @@ def export(
     ring: Annotated[
         Ring, typer.Option(help="How keys and values of past tokens are kept: most of a session's bytes.")
     ] = Ring.FLOAT32,
+    ring_op: Annotated[
+        bool,
+        typer.Option("--ring-op", help="Attention as one node: a kernel where --native brings it."),
+    ] = False,
     tokenizer: _Part = None,
     acoustic: _Part = None,
     codec: _Part = None,
@@ -167,6 +171,7 @@ def export(
             licences=tuple(licence or ()),
             storage=dtype.value,
             ring=ring.value,
+            ring_op=ring_op,
             overwrite=overwrite,
             rollout=rollout,
         )
@@ -179,6 +184,7 @@ def export(
             seed=seed,
             storage=dtype.value,
             ring=ring.value,
+            ring_op=ring_op,
             overwrite=overwrite,
             rollout=rollout,
             transformer=None if transformer is None else transformer.value,
