@@ -90,7 +90,9 @@ def bind(run: ort.InferenceSession, shape: LMShape, rows: int, position: int, *,
     return binding
 
 
-def measure(name: str, rows: int, ring: str, threads: int, repeats: int, position: int | None) -> dict[str, Any]:
+def measure(
+    name: str, rows: int, ring: str, threads: int, repeats: int, position: int | None
+) -> dict[str, Any]:
     """Milliseconds a step of each form, median and fastest, and what the forms differ by."""
     shape = SHAPES[name].model_copy(update={"ring": ring})
     at = 3 * shape.window if position is None else position
@@ -134,14 +136,16 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--position", type=int, help="of every row; three windows when not given")
     chosen = parser.parse_args()
-    result = measure(
-        chosen.shape, chosen.rows, chosen.ring, chosen.threads, chosen.repeats, chosen.position
-    )
+    result = measure(chosen.shape, chosen.rows, chosen.ring, chosen.threads, chosen.repeats, chosen.position)
     print(f"onnxruntime {ort.__version__}, {chosen.shape}, {chosen.rows} rows, {chosen.ring} rings")
     for form in ("copied", "in_place", "operator"):
-        print(f"{form:>9}: {result[f'{form}_median_ms']:8.2f} ms median, {result[f'{form}_fastest_ms']:8.2f} fastest")
+        print(
+            f"{form:>9}: {result[f'{form}_median_ms']:8.2f} ms median, {result[f'{form}_fastest_ms']:8.2f} fastest"
+        )
     print(f"ring copies: {result['ring_copies_share']:.1%} of a step that makes them")
-    print(f"in place over operator: {result['in_place_over_operator']:.2f}, same tokens: {result['same_tokens']}")
+    print(
+        f"in place over operator: {result['in_place_over_operator']:.2f}, same tokens: {result['same_tokens']}"
+    )
     print(json.dumps(result))
 
 

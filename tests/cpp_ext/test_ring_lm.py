@@ -104,7 +104,10 @@ def test_a_slot_that_held_anything_starts_clean(pair):
 
 
 def test_a_cache_that_grows_attends_by_the_operator_too(library, tmp_path):
-    plain, op = toy_lm(tmp_path / "plain", GROWS), toy_lm(tmp_path / "op", GROWS, ring_op=True, library=library)
+    plain, op = (
+        toy_lm(tmp_path / "plain", GROWS),
+        toy_lm(tmp_path / "op", GROWS, ring_op=True, library=library),
+    )
     tokens = np.random.default_rng(4).integers(0, GROWS.vocab, (2, 14))
     results = []
     for toy in (plain, op):

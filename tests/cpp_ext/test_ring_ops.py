@@ -30,7 +30,9 @@ def chosen(request) -> Path | None:
 
 def run(model, case, kind, rows, path) -> dict[str, np.ndarray]:
     made = session(model, path)
-    return dict(zip((o.name for o in made.get_outputs()), made.run(None, feeds(case, kind, rows)), strict=True))
+    return dict(
+        zip((o.name for o in made.get_outputs()), made.run(None, feeds(case, kind, rows)), strict=True)
+    )
 
 
 @pytest.mark.parametrize("kind", ["attend", "scan"])
