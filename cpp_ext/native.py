@@ -67,6 +67,8 @@ class CudaLibrary:
         lib.speechssm_rglru_step_cuda.argtypes = [c_void_p, c_int32, c_void_p]
         lib.speechssm_rglru_scan_cuda.argtypes = [c_void_p, c_int32, c_void_p]
         lib.speechssm_conv4_cuda.argtypes = [c_void_p, c_void_p]
+        lib.speechssm_ring_workspace_bytes.restype = c_int64
+        lib.speechssm_ring_cuda.argtypes = [c_void_p, c_int32, c_void_p]
         self.lib = lib
 
     def step(self, call: RGLRU, stream: int, version: int = 0) -> None:
@@ -80,6 +82,14 @@ class CudaLibrary:
     def conv4(self, call: Conv4, stream: int) -> None:
         """The convolution. Raises RuntimeError with the library's sentence."""
         self._checked(self.lib.speechssm_conv4_cuda(ctypes.addressof(call), stream))
+
+    def ring(self, call: Ring, stream: int, version: int = 0) -> None:
+        """Attention over the ring, and the append. Raises RuntimeError with the library's sentence."""
+        self._checked(self.lib.speechssm_ring_cuda(ctypes.addressof(call), version, stream))
+
+    def ring_workspace_bytes(self, rows: int, heads: int, head_dim: int, pieces: int) -> int:
+        """Bytes a step in ``pieces`` needs."""
+        return int(self.lib.speechssm_ring_workspace_bytes(rows, heads, head_dim, pieces))
 
     def workspace_bytes(self, tokens: int, rows: int, width: int, chunk: int) -> int:
         """Bytes a scan of version 1 needs."""

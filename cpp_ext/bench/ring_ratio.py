@@ -108,7 +108,7 @@ def measure(
         # One form's state at a time would be kinder to memory, but forms have to take turns.
         bound = {f: bind(runs[n], shape, rows, at, copies=copies) for f, (n, copies) in forms.items()}
         seconds: dict[str, list[float]] = {f: [] for f in forms}
-        tokens = {}
+        tokens: dict[str, list[int]] = {}
         for _ in range(repeats + 1):  # the first of each is not counted
             for form, (graph, _copies) in forms.items():
                 start = time.process_time()

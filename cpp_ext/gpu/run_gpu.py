@@ -3,7 +3,8 @@
     python -m speechssm.cpp_ext.gpu.run_gpu --out FOLDER        (from a checkout, after `pip install -e .`)
 
 Builds the library, runs the tests marked gpu, then times decode step and prefill scan at the widths of
-the 2B and 9B shapes for 1 to 1 024 rows, beside torch.compile of the same maths in the same run.
+the 2B and 9B shapes for 1 to 1 024 rows, beside torch.compile of the same maths in the same run, and the
+attention ring of the 2B shape for 1 to 64 rows beside torch's attention over the same ring.
 
 How it is timed: every figure is the median of CUDA-graph replays (no launch gaps), each replay running
 over several input sets that together are four times the second-level cache, so that what is measured is
@@ -18,6 +19,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +28,14 @@ import torch
 from speechssm.cpp_ext import build as ext
 from speechssm.cpp_ext.gpu import torch_versions
 from speechssm.cpp_ext.gpu.device_case import DeviceCase, random_case
-from speechssm.cpp_ext.native import CudaLibrary
+from speechssm.cpp_ext.gpu.ring_case import RingCase, random_ring, torch_attend
+from speechssm.cpp_ext.native import CudaLibrary, Ring
 
 WIDTHS = (2560, 4096)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+RING = {"heads": 10, "kv_heads": 1, "dim": 256, "window": 2048}
+RING_ROWS = (1, 4, 16, 64)
+PIECES = (4, 16)
 LAUNCH_S = 5e-6
 """A floor below this is less than what a launch costs."""
 
@@ -139,6 +145,49 @@ def time_one(
     return line
 
 
+def time_ring(library: CudaLibrary, rows: int, ring: torch.dtype, copy: float) -> dict[str, Any]:
+    """One attention layer's step at the 2B shape: one block a head, then a head in pieces."""
+    cache = torch.cuda.get_device_properties(0).L2_cache_size
+    first = random_ring(rows, **RING, ring=ring)
+    count = max(1, min(16, -(-4 * cache // first.floor_bytes)))
+    cases = [first] + [random_ring(rows, **RING, ring=ring) for _ in range(count - 1)]
+    line: dict[str, Any] = {"kind": "ring", "rows": rows, "ring": str(ring).removeprefix("torch.")}
+    line |= {"sets": count, "floor_us": 1e6 * first.floor_bytes / copy}
+    for pieces in (1, *PIECES):
+        line[f"pieces{pieces}_us"] = 1e6 * seconds(ring_works(library, cases, pieces))
+    best = min(line[f"pieces{p}_us"] for p in (1, *PIECES))
+    line["of_copy"] = line["floor_us"] / best
+    line["bound"] = "launch" if first.floor_bytes / copy < LAUNCH_S else "memory"
+    line["torch_us"] = None
+    if ring != torch.int8:
+        try:
+            line["torch_us"] = 1e6 * seconds([lambda c=case: torch_attend(c) for case in cases])  # type: ignore[misc]
+        except Exception as error:  # what torch cannot do must not lose the other figures
+            line["torch_error"] = str(error)[:200]
+    return line
+
+
+def ring_works(library: CudaLibrary, cases: list[RingCase], pieces: int) -> list[Work]:
+    """One step per case, in place, in as many pieces."""
+    calls = [case.call(library, pieces) for case in cases]
+
+    def run(call: Ring) -> None:
+        library.ring(call, torch.cuda.current_stream().cuda_stream, 2 if pieces > 1 else 1)
+
+    return [partial(run, call) for call in calls]
+
+
+def print_ring(line: dict[str, Any]) -> None:
+    """One row of the ring's table for people."""
+    times = " ".join(f"{line[f'pieces{p}_us']:>10.1f}" for p in (1, *PIECES))
+    beside = f"{line['torch_us']:>10.1f}" if line["torch_us"] else f"{'--':>10}"
+    print(
+        f" ring {line['ring']:>9} {line['rows']:>5} {line['floor_us']:>10.1f} {times} {line['of_copy']:>7.1%} "
+        f"{beside} {line['bound']}",
+        flush=True,
+    )
+
+
 def print_line(line: dict[str, Any]) -> None:
     """One row of the table for people."""
     beside = f"{line['against_compile']:6.2f}x" if line["against_compile"] else "     --"
@@ -183,6 +232,13 @@ def main() -> int:
                     lines.append(time_one(library, kind, rows, width, dtype, copy))
                     print_line(lines[-1])
                     torch.cuda.empty_cache()
+    pieces = " ".join(f"{p:>10}" for p in (1, *PIECES))
+    print(f" kind      ring  rows      floor {pieces} of_copy      torch bound   (columns: pieces of a head)")
+    for ring in (torch.float32, torch.float16, torch.int8):
+        for rows in (1, 64) if chosen.quick else RING_ROWS:
+            lines.append(time_ring(library, rows, ring, copy))
+            print_ring(lines[-1])
+            torch.cuda.empty_cache()
     report = {"device": device.name, "torch": torch.__version__, "copy_bytes_per_s": copy, "lines": lines}
     report["tests_exit"] = None if chosen.no_tests else failed
     (chosen.out / "rglru_gpu.json").write_text(json.dumps(report, indent=1) + "\n")

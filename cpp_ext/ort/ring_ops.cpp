@@ -1,4 +1,4 @@
-// speechssm::RingAttend, RingScan and their Int8 forms as ONNX Runtime custom ops for processors.
+// speechssm::RingAttend, RingScan and their Int8 forms as ONNX Runtime custom ops.
 //
 // Inputs and outputs are those of the model-local functions of the same names
 // (export/graphs/ring_function.py), so one graph runs with or without this library:
@@ -18,13 +18,19 @@
 #include "node_run.hpp"
 #include "speechssm/check.hpp"
 #include "speechssm/ring_api.h"
+#if defined(SPEECHSSM_WITH_CUDA)
+#include "speechssm/cuda_api.h"
+#endif
 
 namespace {
+
+enum class Device { cpu, cuda };
 
 enum Input { kQ, kK, kV, kKey, kValue, kPosition, kRows, kKeyScale, kValueScale, kInputs };  // kRows: active or lengths
 enum Output { kY, kCheck, kKeyOut, kValueOut, kKeyScaleOut, kValueScaleOut };
 
 struct Op : ort::CustomOp {
+    Device device;
     bool scan;
     ort::ElementType ring;
 
@@ -110,6 +116,15 @@ private:
     }
 
     ort::Status* launch(const speechssm_ring& call) {
+#if defined(SPEECHSSM_WITH_CUDA)
+        if (op_.device == Device::cuda) {
+            void* stream = nullptr;
+            if (ort::Status* failed = api_.gpu_stream(context_, &stream)) return failed;
+            // Version 1 needs no workspace, which a custom op could not keep across a captured graph.
+            const std::int32_t launched = speechssm_ring_cuda(&call, 1, stream);
+            return launched == SPEECHSSM_OK ? nullptr : refuse("%s", speechssm_status_text(launched));
+        }
+#endif
         const std::int32_t status = speechssm::check(&call);
         if (status != SPEECHSSM_OK) return refuse("%s", speechssm_status_text(status));
         // Rows know nothing of each other, so threads change no bit.
@@ -150,13 +165,16 @@ const char* name_of(const ort::CustomOp* op) {
     return o.scan ? "RingScan" : "RingAttend";
 }
 
-Op make_op(bool scan, ort::ElementType ring) {
+Op make_op(Device device, bool scan, ort::ElementType ring) {
     Op op{};
+    op.device = device;
     op.scan = scan;
     op.ring = ring;
     op.version = ort::kAbiVersion;
     op.get_name = name_of;
-    op.get_execution_provider = [](const ort::CustomOp*) { return "CPUExecutionProvider"; };
+    op.get_execution_provider = [](const ort::CustomOp* o) {
+        return self(o).device == Device::cpu ? "CPUExecutionProvider" : "CUDAExecutionProvider";
+    };
     op.get_input_type = input_type;
     op.get_input_count = [](const ort::CustomOp* o) { return self(o).inputs(); };
     op.get_output_type = output_type;
@@ -179,17 +197,23 @@ Op make_op(bool scan, ort::ElementType ring) {
 }
 
 constexpr ort::ElementType kRings[] = {ort::kFloat, ort::kFloat16, ort::kBFloat16, ort::kInt8};
+#if defined(SPEECHSSM_WITH_CUDA)
+constexpr Device kDevices[] = {Device::cpu, Device::cuda};
+#else
+constexpr Device kDevices[] = {Device::cpu};
+#endif
 
 }  // namespace
 
 // Called once a process; sessions keep pointers to the ops.
 ort::Status* speechssm::add_ring_ops(ort::Api api, ort::CustomOpDomain* domain) {
-    static Op ops[2 * 4];
+    static Op ops[2 * 2 * 4];
     Op* next = ops;
-    for (const bool scan : {false, true})
-        for (const ort::ElementType ring : kRings) {
-            *next = make_op(scan, ring);
-            if (ort::Status* failed = api.add_op(domain, next++)) return failed;
-        }
+    for (const Device device : kDevices)
+        for (const bool scan : {false, true})
+            for (const ort::ElementType ring : kRings) {
+                *next = make_op(device, scan, ring);
+                if (ort::Status* failed = api.add_op(domain, next++)) return failed;
+            }
     return nullptr;
 }

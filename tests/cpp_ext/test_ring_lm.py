@@ -93,7 +93,7 @@ def test_a_slot_that_held_anything_starts_clean(pair):
     """Rings full of NaN (or of NaN scales) under a row at position 0: the kernel never reads them."""
     _, op = pair
     fresh, dirty = op.zeros(2), op.zeros(2)
-    for name, array in dirty.items():
+    for array in dirty.values():
         if array.dtype.kind == "f":
             array[1] = np.nan
     tokens = np.random.default_rng(3).integers(0, op.shape.vocab, (2, 30))

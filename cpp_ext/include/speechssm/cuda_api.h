@@ -6,6 +6,7 @@
 
 #include "speechssm/conv4_api.h"
 #include "speechssm/rglru_api.h"
+#include "speechssm/ring_api.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -22,6 +23,12 @@ SPEECHSSM_EXPORT int32_t speechssm_rglru_scan_cuda(const speechssm_rglru* call, 
 
 /* The causal convolution before the gates, steps and chunks alike. */
 SPEECHSSM_EXPORT int32_t speechssm_conv4_cuda(const speechssm_conv4* call, void* stream);
+
+/* Attention over the ring, then the append. version 1: a block walks all slots of a key/value head of a row,
+ * and the tokens of a chunk. version 2: a step whose slots are shared by call->pieces (2 or more) blocks, joined
+ * through call->workspace. 0: 2 where pieces and a workspace are given, else 1. A float16 or bfloat16 stream
+ * takes a ring of its own type or int8. */
+SPEECHSSM_EXPORT int32_t speechssm_ring_cuda(const speechssm_ring* call, int32_t version, void* stream);
 
 #ifdef __cplusplus
 }
