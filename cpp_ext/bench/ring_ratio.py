@@ -2,6 +2,7 @@
 
     python -m speechssm.cpp_ext.bench.ring_ratio --shape 40m --rows 56
     python -m speechssm.cpp_ext.bench.ring_ratio --shape 2b-layer --rows 64
+    python -m speechssm.cpp_ext.bench.ring_ratio --shape 40m --rows 1 --tokens 256     a chunk of the prefill
 
 Three forms of one step with the same weights, state and tokens, all with the native library (so the
 recurrence is the same in each), repetitions in turns:
@@ -10,8 +11,10 @@ recurrence is the same in each), repetitions in turns:
     in place   nodes; every ring bound to its input and its output, as sessions bind it
     operator   RingAttend, rings in place
 
-"ring copies" is what ``copied`` takes over ``in place``. Times are processor time of one thread, so that
-neighbours on the machine cost no more than caches and memory traffic. The last line is one JSON object.
+A chunk has two forms, nodes (a Scan over the tokens) and operator; its rings go from one buffer to another.
+"ring copies" is what ``copied`` takes over ``in place``. Times of one thread are processor time, so that
+neighbours on the machine cost no more than caches and memory traffic; of several, time on the wall.
+The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -26,10 +29,11 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
+from speechssm.bundle import StateTensor
 from speechssm.bundle.shapes import LMShape, griffin_blocks
 from speechssm.cpp_ext import build
 from speechssm.export.checkpoints.seeded import seeded_griffin
-from speechssm.export.graphs.lm import build_lm_step
+from speechssm.export.graphs.lm import build_lm_chunk, build_lm_step
 from speechssm.export.graphs.lm_weights import griffin_weights
 from speechssm.export.models.griffin import lm_state
 from speechssm.export.package import write_graph, write_parts
@@ -56,8 +60,21 @@ def session(path: Path, library: Path, threads: int) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
+    # Three sessions take turns: the threads of the other two must not spin meanwhile.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.register_custom_ops_library(str(library))
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def filled(s: StateTensor, rows: int, position: int, rng: np.random.Generator) -> np.ndarray:
+    """One state tensor of rows that have been running for a while."""
+    if s.kind == "position":
+        return np.full(rows, position, np.int64)
+    if s.dtype == "int8":
+        return rng.integers(-127, 128, (rows, *s.shape), dtype=np.int8)
+    scale = np.float32(0.01 if s.kind == "scale" else 0.3)
+    array = scale * rng.standard_normal((rows, *s.shape), dtype=np.float32)
+    return np.abs(array).astype(s.dtype) if s.kind == "scale" else array.astype(s.dtype)
 
 
 def bind(run: ort.InferenceSession, shape: LMShape, rows: int, position: int, *, copies: bool) -> Any:
@@ -72,13 +89,7 @@ def bind(run: ort.InferenceSession, shape: LMShape, rows: int, position: int, *,
     for name, array in feeds.items():
         binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
     for s in lm_state(shape):
-        if s.kind == "position":
-            array = np.full(rows, position, np.int64)
-        elif s.dtype == "int8":
-            array = rng.integers(-127, 128, (rows, *s.shape), dtype=np.int8)
-        else:
-            scale = 0.01 if s.kind == "scale" else 0.3
-            array = (scale * rng.standard_normal((rows, *s.shape), dtype=np.float32)).astype(s.dtype)
+        array = filled(s, rows, position, rng)
         held = ort.OrtValue.ortvalue_from_numpy(array)
         binding.bind_ortvalue_input(f"in_{s.name}", held)
         alias = s.in_place and not copies
@@ -97,6 +108,7 @@ def measure(
     shape = SHAPES[name].model_copy(update={"ring": ring})
     at = 3 * shape.window if position is None else position
     library = build.build("host") / build.library_file("ort")
+    clock = time.process_time if threads == 1 else time.perf_counter
     result: dict[str, Any] = {"shape": name, "rows": rows, "ring": ring, "threads": threads, "position": at}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -111,9 +123,9 @@ def measure(
         tokens: dict[str, list[int]] = {}
         for _ in range(repeats + 1):  # the first of each is not counted
             for form, (graph, _copies) in forms.items():
-                start = time.process_time()
+                start = clock()
                 runs[graph].run_with_iobinding(bound[form])
-                seconds[form].append(time.process_time() - start)
+                seconds[form].append(clock() - start)
                 tokens.setdefault(form, bound[form].get_outputs()[-3].numpy().tolist())
     for form, times in seconds.items():
         key = form.replace(" ", "_")
@@ -122,6 +134,36 @@ def measure(
     result["ring_copies_share"] = 1 - result["in_place_median_ms"] / result["copied_median_ms"]
     result["in_place_over_operator"] = result["in_place_median_ms"] / result["operator_median_ms"]
     result["same_tokens"] = tokens["in place"] == tokens["operator"] == tokens["copied"]
+    return result
+
+
+def measure_chunk(name: str, rows: int, ring: str, threads: int, repeats: int, tokens: int) -> dict[str, Any]:
+    """Milliseconds of a prefill chunk past the window, by nodes and by the operator."""
+    shape = SHAPES[name].model_copy(update={"ring": ring})
+    library = build.build("host") / build.library_file("ort")
+    clock = time.process_time if threads == 1 else time.perf_counter
+    result: dict[str, Any] = {"shape": name, "rows": rows, "ring": ring, "threads": threads, "tokens": tokens}
+    rng = np.random.default_rng(0)
+    feeds = {f"in_{s.name}": filled(s, rows, 3 * shape.window, rng) for s in lm_state(shape)}
+    feeds |= {"tokens": rng.integers(0, shape.vocab, (rows, tokens)), "lengths": np.full(rows, tokens)}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        builders = {"nodes": build_lm_chunk(shape), "operator": build_lm_chunk(shape, ring_op=True)}
+        write_parts(folder, builders, {"lm": griffin_weights(shape, seeded_griffin(shape, 0))})
+        runs = {
+            n: session(folder / write_graph(folder, n, b, lm_state(shape)).file, library, threads)
+            for n, b in builders.items()
+        }
+        seconds: dict[str, list[float]] = {n: [] for n in runs}
+        for _ in range(repeats + 1):
+            for n, run in runs.items():
+                start = clock()
+                run.run(None, feeds)
+                seconds[n].append(clock() - start)
+    for n, times in seconds.items():
+        result[f"{n}_median_ms"] = 1e3 * float(np.median(times[1:]))
+        result[f"{n}_fastest_ms"] = 1e3 * min(times[1:])
+    result["nodes_over_operator"] = result["nodes_median_ms"] / result["operator_median_ms"]
     return result
 
 
@@ -135,7 +177,18 @@ def main() -> None:
     for name, default in (("rows", 56), ("threads", 1), ("repeats", 15)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--position", type=int, help="of every row; three windows when not given")
+    parser.add_argument("--tokens", type=int, help="measure a prefill chunk of as many tokens")
     chosen = parser.parse_args()
+    if chosen.tokens:
+        result = measure_chunk(
+            chosen.shape, chosen.rows, chosen.ring, chosen.threads, chosen.repeats, chosen.tokens
+        )
+        print(f"onnxruntime {ort.__version__}, {chosen.shape}, {chosen.rows} rows of {chosen.tokens} tokens")
+        for form in ("nodes", "operator"):
+            print(f"{form:>9}: {result[f'{form}_median_ms']:8.2f} ms median")
+        print(f"nodes over operator: {result['nodes_over_operator']:.2f}")
+        print(json.dumps(result))
+        return
     result = measure(chosen.shape, chosen.rows, chosen.ring, chosen.threads, chosen.repeats, chosen.position)
     print(f"onnxruntime {ort.__version__}, {chosen.shape}, {chosen.rows} rows, {chosen.ring} rings")
     for form in ("copied", "in_place", "operator"):

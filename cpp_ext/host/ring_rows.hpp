@@ -44,7 +44,7 @@ inline Keys block_of(const float* from, std::size_t stride, int count, int k, fl
 }
 
 // Asks for a block before it is needed: long keys are read across, sixteen lines far apart at a time, which
-// no processor takes for a stream. Lines past the end of the ring are asked for too; asking is harmless.
+// no processor takes for a stream. Short ones are better left alone (1.76 against 1.94 ms at k = 64). Lines past the end of the ring are asked for too; asking is harmless.
 template <class R>
 inline void ask_for(const R* from, std::size_t stride, int k) {
     const std::size_t bytes = k * sizeof(R);

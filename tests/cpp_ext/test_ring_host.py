@@ -194,6 +194,18 @@ def test_scores_that_exp_cannot_reach(host, rng, version):
     compare(host, case, version)
 
 
+def test_weights_too_small_to_matter_are_zero(host):
+    """Not denormal, which would be slow: beside a weight of 1, a value of 1e30 at a score of -70 adds nothing."""
+    one = np.ones((1, 1, 1, 16), np.float32)
+    case = {"q": one.copy(), "k": 10 * one, "v": one.copy(), "position": np.array([1])}
+    case["key"], case["value"] = (5.625 * one).reshape(1, 1, 1, 16), np.full((1, 1, 1, 16), 1e30, np.float32)
+    y, check, _ = run_ring(host, case)  # scores 160 and 90
+    assert (y == 1).all()
+    assert (check == 0).all()
+    case["value"][0, 0, 0, 3] = np.inf
+    assert np.isnan(run_ring(host, case)[1]).all()  # but damage is seen at any weight
+
+
 def test_int8_rings_round_as_the_graphs_do(host, rng):
     """Ties, zeros, the tiniest and the largest heads; a head that holds a NaN keeps it in its scale."""
     x = rng.standard_normal((1, 7, 1, 16)).astype(np.float32)
