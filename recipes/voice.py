@@ -76,7 +76,7 @@ def notes(about: dict[str, dict[str, Any]]) -> str:
         "## What it was trained on",
         "",
         "4.4 hours of recordings (one CC0 reader, 251 LibriSpeech speakers, story readings by Kokoro voices) for "
-        "tokenizer, codec and acoustic stage; these and 2.5 hours of stories spoken by flite for the language model. "
+        "tokenizer, codec and acoustic stage; these and 65 hours of stories spoken by flite for the language model. "
         "Held out everywhere: LibriSpeech speakers whose id is divisible by 10, every tenth sentence of the reader, "
         "all of *Alice*, three Kokoro voices.",
         "",
