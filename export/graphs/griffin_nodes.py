@@ -150,14 +150,16 @@ class Nodes:
         the ring is read where it lies and never copied beside the new key.
         """
         g, s = self.g, self.shape
-        # A single query row would take MLAS's vector path, whose sums depend on the shape: two rows do not.
         group = s.heads // s.kv_heads
-        doubled = group == 1
         q = g.op("Reshape", q, g.const([-1, s.kv_heads, group, s.head_dim]))
+        # A single query row would take MLAS's vector path, whose sums depend on the shape: two rows do not.
+        doubled = s.heads == 1
         if doubled:
             q = g.op("Concat", q, q, axis=2)
-        ring_k, ring_v = (self.heads_first(self.widened(ring)) for ring in (key, value))
-        past = self.scaled(g.op("MatMul", q, g.op("Transpose", ring_k, perm=[0, 1, 3, 2])), key)
+        ring_k, ring_v = (self.flat_ring(self.widened(ring)) for ring in (key, value))
+        past = g.op("MatMul", self.spread(q), g.op("Transpose", ring_k, perm=[0, 2, 1]))
+        rows = 2 if doubled else group
+        past = self.scaled(g.op("Reshape", past, g.const([0, s.kv_heads, rows, -1])), key)
         own = row_sum(g, g.op("Mul", q, k), s.head_dim)
         filled = g.op("Unsqueeze", g.op("Less", self.slots(key[0]), position), g.const([1, 2]))
         masked = g.op("Where", filled, past, g.const(np.float32(-np.inf)))
@@ -166,7 +168,8 @@ class Nodes:
         if len(value) > 1:
             # A slot no token has reached has weight 0, but its scale may be anything.
             to_ring = g.op("Where", filled, self.scaled(to_ring, value), g.const(np.float32(0)))
-        y = g.op("Add", g.op("MatMul", to_ring, ring_v), g.op("Mul", to_self, v))
+        flat = g.op("Reshape", to_ring, g.const([0, rows * s.kv_heads, -1]))
+        y = g.op("Add", self.gathered(g.op("MatMul", flat, ring_v), rows), g.op("Mul", to_self, v))
         if doubled:
             y = g.op("Slice", y, g.const([0]), g.const([1]), g.const([2]))
         return g.op("Reshape", y, g.const([-1, s.heads * s.head_dim])), past
@@ -190,12 +193,33 @@ class Nodes:
         )
         return to_ring, to_self
 
-    def heads_first(self, ring: str) -> str:
-        """(b,w,g,k) -> (b,g,w,k); free when g is 1."""
+    def flat_ring(self, ring: str) -> str:
+        """(b,w,g,k) -> (b,w,g*k): free, as the heads of a slot lie side by side."""
+        return self.g.op("Reshape", ring, self.g.const([0, 0, -1]))
+
+    def spread(self, q: str) -> str:
+        """q (b,g,h/g,k) -> (b,h,g*k): each query on the columns of its own key head, zero on the others.
+
+        One product of all heads with the ring as it lies. A product for each head would need the ring
+        heads first, and copying a whole cache transposed costs more than the zeros (perf/reports/LOG.md).
+        """
+        g, s = self.g, self.shape
+        if s.kv_heads > 1:
+            q = g.op("Mul", g.op("Unsqueeze", q, g.const([3])), self.own_head())
+        return g.op("Reshape", q, g.const([0, -1, s.kv_heads * s.head_dim]))
+
+    def gathered(self, y: str, rows: int) -> str:
+        """y (b,h,g*k), each query's sums over the values of every head -> (b,g,rows,k), those of its own."""
         g, s = self.g, self.shape
         if s.kv_heads == 1:
-            return g.op("Reshape", ring, g.const([-1, 1, s.window, s.head_dim]))
-        return g.op("Transpose", ring, perm=[0, 2, 1, 3])
+            return g.op("Reshape", y, g.const([0, 1, rows, s.head_dim]))
+        y = g.op("Reshape", y, g.const([0, s.kv_heads, rows, s.kv_heads, s.head_dim]))
+        return g.op("ReduceSum", g.op("Mul", y, self.own_head()), g.const([3]), keepdims=0)
+
+    def own_head(self) -> str:
+        """(1,g,1,g,1): 1 where a query's key/value head is the ring's, 0 elsewhere."""
+        heads = self.shape.kv_heads
+        return self.g.const(np.eye(heads, dtype=np.float32).reshape(1, heads, 1, heads, 1))
 
     def widened(self, ring: Ring) -> str:
         """Numbers of a ring as float32, its scale left out."""

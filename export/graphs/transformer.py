@@ -52,13 +52,6 @@ class GrowingNodes(Nodes):
             g.op("Slice", weights, last, end, axis),
         )
 
-    def heads_first(self, ring: str) -> str:
-        """(b,s,g,k) -> (b,g,s,k); free when g is 1."""
-        g, s = self.g, self.shape
-        if s.kv_heads == 1:
-            return g.op("Reshape", ring, g.const([0, 1, -1, s.head_dim]))
-        return g.op("Transpose", ring, perm=[0, 2, 1, 3])
-
 
 class _GrowingBlockNodes(GrowingNodes, BlockNodes):
     pass

@@ -14,6 +14,7 @@ from speechssm.engines.ort import OrtGraph, OrtOptions
 from speechssm.errors import ExportError
 from speechssm.export.checkpoints.seeded import seeded_griffin
 from speechssm.export.exporter import export_models, export_preset
+from speechssm.export.graphs.lm import build_lm_step
 from speechssm.export.models.griffin import LocalAttention, rotate_half, zero_state
 from speechssm.export.models.transformer import Attention, at_capacity, transformer_shape
 from tests.doubles.lm import TINY, State
@@ -69,6 +70,13 @@ def test_parity_of_every_variant(tmp_path: Path, attention: Attention, capacity:
     export(tmp_path / "out", shape, 1)
 
 
+@pytest.mark.parametrize("capacity", [12, None])
+def test_parity_of_heads_that_share_keys_in_groups(tmp_path: Path, capacity: int | None) -> None:
+    """Two key/value heads for four queries; a fixed cache wraps."""
+    shape = transformer_shape(TINY, "mqa", capacity=capacity, block=8)
+    export(tmp_path / "out", shape.model_copy(update={"heads": 4, "kv_heads": 2}), 3)
+
+
 def test_a_growing_cache_equals_a_fixed_one_while_the_host_enlarges_it(
     tmp_path: Path, rng: np.random.Generator
 ) -> None:
@@ -104,6 +112,14 @@ def test_a_full_cache_is_seen_by_the_watchdog(tmp_path: Path, rng: np.random.Gen
     tokens, lengths = rng.integers(0, TINY.vocab, (2, 2)), np.array([1, 2])
     inputs = {"tokens": tokens, "lengths": lengths, **{f"in_{k}": v for k, v in state.items()}}
     assert np.isnan(graph["lm_chunk"].call(inputs, ["health"])[0]).tolist() == [True, False]
+
+
+@pytest.mark.parametrize("capacity", [64, None])
+def test_no_cache_is_copied_to_put_its_heads_first(capacity: int | None) -> None:
+    """The only transposition is of the last two axes of keys, which the engine folds into the product."""
+    builder = build_lm_step(transformer_shape(TINY, "mha", capacity=capacity))
+    moved = [list(n.attribute[0].ints) for n in builder.model().graph.node if n.op_type == "Transpose"]
+    assert moved == [[0, 2, 1]] * TINY.layers
 
 
 @torch.no_grad()
