@@ -98,7 +98,7 @@ def run(
         average, step = {k: v.detach().clone() for k, v in model.state_dict().items()}, known.step
     log = places.Log(place / "log.jsonl")
     began = saved = noted = time.monotonic()
-    sums, heard = torch.zeros((), device=device), 0
+    sums, heard, counted = torch.zeros((), device=device), 0, 0
     measure = compiled(device, s)
     while step < s["steps"]:
         drawn = source.batch(step)
@@ -116,17 +116,16 @@ def run(
             for name, value in model.state_dict().items():
                 average[name].lerp_(value, 1 - keep)
         step += 1
-        sums, heard = sums + lost.detach(), heard + int((drawn >= 0).sum())
+        sums, heard, counted = sums + lost.detach(), heard + int((drawn >= 0).sum()), counted + 1
         now = time.monotonic()
         if step % LOG_STEPS == 0 or step == s["steps"]:
-            each = 1 + (step - 1) % LOG_STEPS
             log(
                 step=step,
                 rate=rate(step, s),
-                loss=float(sums) / each,
+                loss=float(sums) / counted,
                 tokens_per_second=heard / (now - noted),
             )
-            sums, heard, noted = torch.zeros_like(sums), 0, now
+            sums, heard, counted, noted = torch.zeros_like(sums), 0, 0, now
         late = now - began > 60 * minutes
         if now - saved > SAVE_SECONDS or step == s["steps"] or late:
             places.checkpoint(checkpoint, model, average, optimiser, step)
