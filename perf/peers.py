@@ -29,6 +29,10 @@ TOKENS, PROMPT = 64, 8
 """Tokens of one turn, and of the prompt in front of them: below every window, where all agree."""
 
 
+TURN_S, QUICK_TURN_S = 20.0, 3.0
+"""Seconds of all turns together."""
+
+
 class Absent(Exception):
     """Why a peer takes no part."""
 
@@ -55,7 +59,7 @@ def run(bench: Bench) -> Section:
         except Exception as error:  # somebody else's code may fail in any way; the report says how
             first = str(error).strip().splitlines()[:1]
             absent[name] = f"it failed: {type(error).__name__}: {' '.join(first)}"
-    found = in_turns(jobs, 3.0 if settings.quick else 20.0, at_least=3, clock=settings.clock)
+    found = in_turns(jobs, QUICK_TURN_S if settings.quick else TURN_S, at_least=3, clock=settings.clock)
     return Section(
         name="peers",
         title="Peers: other samplers of the same shape",

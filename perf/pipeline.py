@@ -34,6 +34,8 @@ LIMITS = {
     "fast": {"rtf": 0.15, "first_audio_s": 0.5, "sessions": 6},
 }
 """Of the demo voice on two cores."""
+LOAD_MINUTES, QUICK_LOAD_MINUTES = (0.75, 0.5), (0.05, 0.05)
+"""Length of a load of listeners, and of a probe for how many there may be."""
 SELF_TEST_S, SEEN, ELSEWHERE = 0.03, 0.95, 0.5
 """Slept in each call of a stage; the least share of it that must show there, and the most that may elsewhere."""
 
@@ -153,7 +155,7 @@ def _bisect(bench: Bench, schedule: str) -> dict[str, Any]:
     def load(sessions: int, minutes: float) -> dict[str, Any]:
         return service.load(bench.model, sessions, minutes, schedule, ramp=True)
 
-    return service.bisect(load, most, 0.05 if quick else 0.75, 0.05 if quick else 0.5)
+    return service.bisect(load, most, *(QUICK_LOAD_MINUTES if quick else LOAD_MINUTES))
 
 
 def _section(

@@ -24,6 +24,8 @@ from .bench.run import Bench
 from .bench.timing import in_turns
 from .operations import count_operations
 
+TURN_S, QUICK_TURN_S = 3.0, 0.5
+"""Seconds that each stage is run for."""
 ACOUSTIC_SHARE = 0.5
 """What the acoustic stage is to reach of the product rate."""
 
@@ -53,7 +55,7 @@ def run(bench: Bench) -> Section:
         graph = bench.probe(call.graph)
         outputs = [value.name for value in entry.outputs]
         job = {"call": lambda graph=graph, call=call, outputs=outputs: graph.call(call.inputs, outputs)}
-        seconds = 0.5 if bench.settings.quick else 3.0
+        seconds = QUICK_TURN_S if bench.settings.quick else TURN_S
         spread = in_turns(job, seconds, at_least=3, clock=bench.settings.clock)["call"]
         bytes_s = counted.weight_bytes / machine.read_bytes_per_s
         flops_s = counted.flops / machine.gemm_flops_per_s

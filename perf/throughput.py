@@ -24,6 +24,8 @@ POSITIONS = (128, 512, 1024, 2048, 4096, 8192, 16_384, 24_000)
 LENGTHS = (128, 512, 2048, 8192, 16_384)
 """Lengths of the sessions that fill the budget."""
 QUICK = (128, 1024, 4096)
+TURN_S, QUICK_TURN_S = 3.0, 0.6
+"""Seconds that the models step in turns, at each position."""
 QUICK_BUDGET = 64 << 20
 SHARE, RATIO_OFF = 0.70, 0.1
 """What is to be reached: share of a model's own limit, and how far the measured ratio may be off the computed one,
@@ -42,8 +44,9 @@ def run(bench: Bench) -> Section:
         contestant(name, shape, bench.work / name, dtype=settings.dtype, options=bench.options)  # type: ignore[arg-type]
         for name, shape in models_of(settings.shape).items()
     ]
-    one = list(figure_7(bench, models, QUICK if quick else POSITIONS, 0.6 if quick else 3.0))
-    filled = list(figure_8(bench, models, QUICK if quick else LENGTHS, budget, 0.6 if quick else 3.0))
+    turn = QUICK_TURN_S if quick else TURN_S
+    one = list(figure_7(bench, models, QUICK if quick else POSITIONS, turn))
+    filled = list(figure_8(bench, models, QUICK if quick else LENGTHS, budget, turn))
     ratios = list(compare(bench, models, filled))
     griffin = models[0].shape
     return Section(
