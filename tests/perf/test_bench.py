@@ -39,7 +39,13 @@ PLOTS = {
 def written(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     out = tmp_path_factory.mktemp("bench")
     settings = BenchSettings(
-        quick=True, bundle=tiny_bundle, threads=1, sessions=1, shape="tiny", budget_bytes=300 << 10, minutes=0.1
+        quick=True,
+        bundle=tiny_bundle,
+        threads=1,
+        sessions=1,
+        shape="tiny",
+        budget_bytes=300 << 10,
+        minutes=0.1,
     )
     with pytest.MonkeyPatch.context() as patch:
         # Every benchmark runs whole; only how often a thing is timed is less, for no time is looked at here.
