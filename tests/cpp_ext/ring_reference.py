@@ -98,10 +98,19 @@ ELEMENTWISE = 1e-6
 
 
 def assert_close(got: np.ndarray, want: np.ndarray, slack: float = 0.0) -> None:
-    """Error of y norm-wise, and the largest over the largest value; ``slack`` is half a two-byte spacing."""
+    """Error of y norm-wise, and the largest over the largest value; ``slack`` is half a two-byte spacing.
+
+    Scores are sums of k products in float32, whose rounding grows like the root of k; y is a mean of values of
+    order one, and rounds relative to them even where they cancel.
+    """
     assert np.isfinite(got.astype(np.float64)).all()
     error = np.abs(got.astype(np.float64) - want)
-    size, reach = max(float(np.linalg.norm(want)), 1e-30), max(float(np.abs(want).max(initial=0)), 1e-30)
-    normwise, elementwise = float(np.linalg.norm(error)) / size, float(error.max(initial=0)) / reach
-    assert normwise <= NORMWISE + slack, f"norm-wise error {normwise:.2e}"
-    assert elementwise <= ELEMENTWISE + slack, f"largest error {elementwise:.2e} of the range"
+    size = max(float(np.linalg.norm(want)), 0.25 * np.sqrt(want.size))
+    reach = max(float(np.abs(want).max(initial=0)), 0.25)
+    normwise, elementwise = (
+        float(np.linalg.norm(error)) / max(size, 1e-30),
+        float(error.max(initial=0)) / reach,
+    )
+    wide = max(1.0, np.sqrt(got.shape[-1] / 128))
+    assert normwise <= NORMWISE * wide + slack, f"norm-wise error {normwise:.2e}"
+    assert elementwise <= ELEMENTWISE * wide + slack, f"largest error {elementwise:.2e} of the range"

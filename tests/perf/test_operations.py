@@ -18,10 +18,11 @@ def test_a_step_multiplies_what_the_cost_model_says(tiny_bundle: Path) -> None:
     path, entry = bundle.graph("lm_step")
     for rows in (1, 5):
         counted = count_operations(path, _zeros(entry, {"b": rows}))
-        # The graph multiplies with the whole ring whatever is in it; the token itself is a sum, not a product.
+        # The graph multiplies with the whole ring whatever is in it, every head with every key/value head's columns
+        # so that the ring is read where it lies; the token itself is a sum, not a product.
+        each = 4 * shape.blocks.count("attention") * shape.heads * shape.head_dim
         assert counted.flops == rows * (
-            shape.step_flops(shape.window)
-            - 4 * shape.blocks.count("attention") * shape.heads * shape.head_dim
+            shape.step_flops(shape.window) - each + (shape.kv_heads - 1) * shape.window * each
         )
         assert counted.weight_bytes == 4 * shape.matrix_parameters
 
