@@ -2,12 +2,11 @@
 and shuffled text.
 
 The trigram is Kneser-Ney on the story texts that may be trained on, so the yardstick is this repository's own.
-A word that those texts do not hold twice is one word, ``<unknown>``.
+A word that those texts do not hold twice is one word, ``<unknown>``. Words are those of the aligner.
 """
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,16 +18,11 @@ from speechssm.perf.quality.signals import repetition
 
 from . import texts
 from .language.ngram import KneserNey
+from .teachers.align import words
 
 ORDER = 3
 LEAST = 2
 UNKNOWN = "<unknown>"
-_WORD = re.compile(r"[a-z]+(?:'[a-z]+)?")
-
-
-def words(text: str) -> list[str]:
-    """Lower-case words without punctuation."""
-    return _WORD.findall(text.lower().replace("’", "'"))
 
 
 @dataclass(frozen=True)

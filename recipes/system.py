@@ -20,17 +20,17 @@ from tqdm import tqdm
 
 import speechssm
 from speechssm.axes import SAMPLE_RATE_HZ, TOKEN_RATE_HZ, TOKEN_SAMPLES
-from speechssm.perf.quality import signals
+from speechssm.perf.quality import section, signals
 from speechssm.perf.quality.judges import Judges
+from speechssm.perf.quality.section import MINUTE
 from speechssm.perf.quality.speech import Speech, spoken
 
 from . import listen, places, prose, weights
 from .judges import opened
+from .teachers.align import words
 
 PROMPTS, MINUTES = 20, 4.0
 LONG_PROMPTS, LONG_MINUTES = 3, 16.0
-MINUTE = 60 * SAMPLE_RATE_HZ
-MOS_S = 8.0
 PHRASE, TIMES = 20, 3
 """A loop: a phrase of so many tokens, or one that divides it, so many times running."""
 BARS = {"similarity_worst_minute": 0.68, "dnsmos_lost": 0.15, "bad_minutes": 0.05}
@@ -61,19 +61,16 @@ def spoken_tokens(tokens: NDArray[np.int64], audio: NDArray[np.float32]) -> list
 
 
 def minutes(speech: Speech, judges: Judges) -> Iterable[Row]:
-    """Every whole minute of a continuation."""
-    voice, mos = judges.get("speaker"), judges.get("dnsmos")
-    wanted = None if voice is None else voice(speech.prompt)
-    for minute in range(len(speech.audio) // MINUTE):
-        audio = speech.audio[minute * MINUTE : (minute + 1) * MINUTE]
-        at = minute * 60 * TOKEN_RATE_HZ
-        said = spoken_tokens(speech.tokens[at : at + 60 * TOKEN_RATE_HZ], audio)
-        pieces = [audio[round(s * SAMPLE_RATE_HZ) :][: round(MOS_S * SAMPLE_RATE_HZ)] for s in (5, 26, 47)]
+    """Every minute of a continuation, as ``bench quality`` measures it, and whether what is spoken loops."""
+    for row in section.by_minute(speech, judges):
+        at, length = row["minute"] - 1, 60 * TOKEN_RATE_HZ
+        audio = speech.audio[at * MINUTE : (at + 1) * MINUTE]
+        said = spoken_tokens(speech.tokens[at * length : (at + 1) * length], audio)
         yield {
-            "minute": minute + 1,
-            "similarity": None if voice is None else float(np.dot(wanted, voice(audio))),
-            "dnsmos": None if mos is None else float(np.mean([mos(piece) for piece in pieces])),
-            "silence": signals.silence(audio),
+            "minute": row["minute"],
+            "similarity": row["speaker"],
+            "dnsmos": row["dnsmos"],
+            "silence": row["silence"],
             "loop": loops(said),
             "repetition": signals.repetition(said),
         }
@@ -104,9 +101,7 @@ def run(root: Path, schedule: str = "default", threads: int = 2, most: int = PRO
             "said": said,
         }
         places.write_json(target, found)
-    known = [
-        places.read_json(f) for f in sorted(folder.glob("*.json")) if f.stem not in ("system", "minutes")
-    ]
+    known = [places.read_json(f) for f in sorted(folder.glob("*.json")) if f.stem != "system"]
     known = [k for k in known if k["digest"] == model.digest]
     figures = {"schedule": schedule, "bundle": model.digest[:12], **summary(known)}
     figures["text"] = _read(root, known)
@@ -175,7 +170,7 @@ def _read(root: Path, known: Sequence[Row]) -> dict[str, Any]:
     if not said:
         return {}
     judge = prose.reader(root)
-    length = max(20, round(float(np.mean([len(prose.words(t)) for pair in said for t in pair]))))
+    length = max(20, round(float(np.mean([len(words(t)) for pair in said for t in pair]))))
     pages = prose.real(root, len(said), length)
     return {
         name: asdict(judge.of(text))

@@ -10,6 +10,7 @@
 // x, gates and y are float32, float16 or bfloat16; decay and state are float32.
 #include <mutex>
 
+#include "device_op.hpp"
 #include "node_run.hpp"
 #include "ring_ops.hpp"
 #include "speechssm/rglru_api.h"
@@ -20,12 +21,10 @@
 namespace {
 
 enum class Kind { step, scan };
-enum class Device { cpu, cuda };
 enum Input { kX, kGateX, kGateA, kDecay, kState, kPosition, kRows, kInputs };  // kRows: active or lengths
 
-struct Op : ort::CustomOp {
+struct Op : ort::DeviceOp {
     Kind kind;
-    Device device;
     ort::ElementType type;
 };
 
@@ -84,7 +83,7 @@ private:
     ort::Status* launch(const speechssm_rglru& call) {
         std::int32_t status;
 #if defined(SPEECHSSM_WITH_CUDA)
-        if (op_.device == Device::cuda) {
+        if (op_.device == ort::Device::cuda) {
             void* stream = nullptr;
             if (ort::Status* failed = api_.gpu_stream(context_, &stream)) return failed;
             // Version 2 of the scan needs no workspace, which a custom op could not keep across a captured graph.
@@ -103,11 +102,6 @@ private:
     const Op& op_;
 };
 
-struct Kernel {
-    ort::Api api;
-    const Op* op;
-};
-
 const Op& self(const ort::CustomOp* op) { return *static_cast<const Op*>(op); }
 
 ort::ElementType input_type(const ort::CustomOp* op, std::size_t index) {
@@ -120,43 +114,19 @@ ort::ElementType input_type(const ort::CustomOp* op, std::size_t index) {
     }
 }
 
-Op make_op(Kind kind, Device device, ort::ElementType type) {
-    Op op{};
+Op make_op(Kind kind, ort::Device device, ort::ElementType type) {
+    Op op = ort::device_op<Op, Run>(device);
     op.kind = kind;
-    op.device = device;
     op.type = type;
-    op.version = ort::kAbiVersion;
     op.get_name = [](const ort::CustomOp* o) { return self(o).kind == Kind::step ? "RGLRUStep" : "RGLRUScan"; };
-    op.get_execution_provider = [](const ort::CustomOp* o) {
-        return self(o).device == Device::cpu ? "CPUExecutionProvider" : "CUDAExecutionProvider";
-    };
     op.get_input_type = input_type;
     op.get_input_count = [](const ort::CustomOp*) { return std::size_t{kInputs}; };
     op.get_output_type = [](const ort::CustomOp* o, std::size_t i) { return i == 0 ? self(o).type : ort::kFloat; };
     op.get_output_count = [](const ort::CustomOp*) { return std::size_t{2}; };
-    op.get_input_characteristic = [](const ort::CustomOp*, std::size_t) { return ort::kRequired; };
-    op.get_output_characteristic = [](const ort::CustomOp*, std::size_t) { return ort::kRequired; };
-    op.get_input_memory = [](const ort::CustomOp*, std::size_t) { return ort::kMemoryDefault; };
-    op.get_variadic_input_min = op.get_variadic_output_min = [](const ort::CustomOp*) { return 1; };
-    op.get_variadic_input_homogeneous = op.get_variadic_output_homogeneous = [](const ort::CustomOp*) { return 1; };
-    op.create_kernel_v2 = [](const ort::CustomOp* o, ort::Table table, const ort::KernelInfo*, void** kernel) {
-        *kernel = new Kernel{ort::Api(table), &self(o)};
-        return static_cast<ort::Status*>(nullptr);
-    };
-    op.compute_v2 = [](void* kernel, ort::KernelContext* context) {
-        const Kernel& k = *static_cast<Kernel*>(kernel);
-        return Run(k.api, *k.op, context)();
-    };
-    op.destroy = [](void* kernel) { delete static_cast<Kernel*>(kernel); };
     return op;
 }
 
 constexpr ort::ElementType kTypes[] = {ort::kFloat, ort::kFloat16, ort::kBFloat16};
-#if defined(SPEECHSSM_WITH_CUDA)
-constexpr Device kDevices[] = {Device::cpu, Device::cuda};
-#else
-constexpr Device kDevices[] = {Device::cpu};
-#endif
 
 // Sessions keep pointers to the ops and to the domain, so both live as long as the process.
 ort::Status* domain(ort::Api api, ort::CustomOpDomain** out) {
@@ -168,7 +138,7 @@ ort::Status* domain(ort::Api api, ort::CustomOpDomain** out) {
         ort::CustomOpDomain* fresh = nullptr;
         if (ort::Status* failed = api.create_domain("speechssm", &fresh)) return failed;
         Op* next = ops;
-        for (const Device device : kDevices)
+        for (const ort::Device device : ort::kDevices)
             for (const Kind kind : {Kind::step, Kind::scan})
                 for (const ort::ElementType type : kTypes) {
                     *next = make_op(kind, device, type);

@@ -15,6 +15,7 @@
 #include "ring_ops.hpp"
 
 #include "../host/isa.hpp"
+#include "device_op.hpp"
 #include "node_run.hpp"
 #include "speechssm/check.hpp"
 #include "speechssm/ring_api.h"
@@ -24,13 +25,10 @@
 
 namespace {
 
-enum class Device { cpu, cuda };
-
 enum Input { kQ, kK, kV, kKey, kValue, kPosition, kRows, kKeyScale, kValueScale, kInputs };  // kRows: active or lengths
 enum Output { kY, kCheck, kKeyOut, kValueOut, kKeyScaleOut, kValueScaleOut };
 
-struct Op : ort::CustomOp {
-    Device device;
+struct Op : ort::DeviceOp {
     bool scan;
     ort::ElementType ring;
 
@@ -117,7 +115,7 @@ private:
 
     ort::Status* launch(const speechssm_ring& call) {
 #if defined(SPEECHSSM_WITH_CUDA)
-        if (op_.device == Device::cuda) {
+        if (op_.device == ort::Device::cuda) {
             void* stream = nullptr;
             if (ort::Status* failed = api_.gpu_stream(context_, &stream)) return failed;
             // Version 1 needs no workspace, which a custom op could not keep across a captured graph.
@@ -136,11 +134,6 @@ private:
     }
 
     const Op& op_;
-};
-
-struct Kernel {
-    ort::Api api;
-    const Op* op;
 };
 
 const Op& self(const ort::CustomOp* op) { return *static_cast<const Op*>(op); }
@@ -165,43 +158,19 @@ const char* name_of(const ort::CustomOp* op) {
     return o.scan ? "RingScan" : "RingAttend";
 }
 
-Op make_op(Device device, bool scan, ort::ElementType ring) {
-    Op op{};
-    op.device = device;
+Op make_op(ort::Device device, bool scan, ort::ElementType ring) {
+    Op op = ort::device_op<Op, Run>(device);
     op.scan = scan;
     op.ring = ring;
-    op.version = ort::kAbiVersion;
     op.get_name = name_of;
-    op.get_execution_provider = [](const ort::CustomOp* o) {
-        return self(o).device == Device::cpu ? "CPUExecutionProvider" : "CUDAExecutionProvider";
-    };
     op.get_input_type = input_type;
     op.get_input_count = [](const ort::CustomOp* o) { return self(o).inputs(); };
     op.get_output_type = output_type;
     op.get_output_count = [](const ort::CustomOp* o) { return self(o).outputs(); };
-    op.get_input_characteristic = [](const ort::CustomOp*, std::size_t) { return ort::kRequired; };
-    op.get_output_characteristic = [](const ort::CustomOp*, std::size_t) { return ort::kRequired; };
-    op.get_input_memory = [](const ort::CustomOp*, std::size_t) { return ort::kMemoryDefault; };
-    op.get_variadic_input_min = op.get_variadic_output_min = [](const ort::CustomOp*) { return 1; };
-    op.get_variadic_input_homogeneous = op.get_variadic_output_homogeneous = [](const ort::CustomOp*) { return 1; };
-    op.create_kernel_v2 = [](const ort::CustomOp* o, ort::Table table, const ort::KernelInfo*, void** kernel) {
-        *kernel = new Kernel{ort::Api(table), &self(o)};
-        return static_cast<ort::Status*>(nullptr);
-    };
-    op.compute_v2 = [](void* kernel, ort::KernelContext* context) {
-        const Kernel& k = *static_cast<Kernel*>(kernel);
-        return Run(k.api, *k.op, context)();
-    };
-    op.destroy = [](void* kernel) { delete static_cast<Kernel*>(kernel); };
     return op;
 }
 
 constexpr ort::ElementType kRings[] = {ort::kFloat, ort::kFloat16, ort::kBFloat16, ort::kInt8};
-#if defined(SPEECHSSM_WITH_CUDA)
-constexpr Device kDevices[] = {Device::cpu, Device::cuda};
-#else
-constexpr Device kDevices[] = {Device::cpu};
-#endif
 
 }  // namespace
 
@@ -209,7 +178,7 @@ constexpr Device kDevices[] = {Device::cpu};
 ort::Status* speechssm::add_ring_ops(ort::Api api, ort::CustomOpDomain* domain) {
     static Op ops[2 * 2 * 4];
     Op* next = ops;
-    for (const Device device : kDevices)
+    for (const ort::Device device : ort::kDevices)
         for (const bool scan : {false, true})
             for (const ort::ElementType ring : kRings) {
                 *next = make_op(device, scan, ring);

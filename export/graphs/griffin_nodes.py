@@ -25,7 +25,7 @@ PART = "lm"
 _ONE = helper.make_tensor("one", INT64, [1], [1])
 Ring = tuple[str, ...]
 """Keys or values of past tokens: the numbers, and their scale where they are int8."""
-_RING_TYPES = {"float16": FLOAT16, "int8": TensorProto.INT8}
+RING_TYPES = {"float16": FLOAT16, "int8": TensorProto.INT8}
 LOGITS = "lm_logits"
 """Name of the value (b,v) inside ``lm_step`` that the parity report reads."""
 
@@ -256,7 +256,7 @@ class Nodes:
 
     def _written(self, ring: str, index: str, here: str, new: str) -> str:
         """``ring`` with the row ``new`` (b,g,k), float32, at ``index`` where ``here`` holds."""
-        g, narrow = self.g, _RING_TYPES.get(self.shape.ring)
+        g, narrow = self.g, RING_TYPES.get(self.shape.ring)
         old = g.op("GatherND", ring, index)
         if narrow is None:
             return g.op("ScatterND", ring, index, g.op("Where", here, new, old))

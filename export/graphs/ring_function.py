@@ -25,19 +25,18 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
-from onnx import FunctionProto, TensorProto
+from onnx import FunctionProto
 
 from speechssm.errors import ExportError
 
-from .builder import BOOL, FLOAT, FLOAT16, INT64, GraphBuilder
-from .griffin_nodes import Nodes, Ring
+from .builder import BOOL, FLOAT, INT64, GraphBuilder
+from .griffin_nodes import RING_TYPES, Nodes, Ring
 from .rglru_function import DOMAIN, DOMAIN_VERSION
 
 ATTEND = "RingAttend"
 SCAN = "RingScan"
 WIDEST_HEAD = 512
 """Largest head dim of the kernels."""
-_TYPES = {"float32": FLOAT, "float16": FLOAT16, "int8": int(TensorProto.INT8)}
 _RING_INPUTS = ("key", "value", "position")
 _SCALES = ("key_scale", "value_scale")
 
@@ -70,7 +69,10 @@ def scan_attention(
     """Attend, then write, over time: shapes as in :func:`ring_scan`, position and valid (t,b,1) -> rings, y."""
     g, s = n.g, n.shape
     slots = "s" if s.cache == "grow" else s.window
-    kinds = [(_TYPES[s.ring], ("b", slots, s.kv_heads, s.head_dim)), (FLOAT, ("b", slots, s.kv_heads))]
+    kinds = [
+        (RING_TYPES.get(s.ring, FLOAT), ("b", slots, s.kv_heads, s.head_dim)),
+        (FLOAT, ("b", slots, s.kv_heads)),
+    ]
     kinds = kinds[: len(key)]
     new = ("b", s.kv_heads, 1, s.head_dim)
     k5, v5 = (g.op("Unsqueeze", z, g.const([3])) for z in (k, v))

@@ -54,7 +54,7 @@ def _filters(device: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     rise_db = QUIET_SLOPE_DB * np.log2(QUIET_KNEE_HZ / centre_hz)
     quiet_db = QUIET_DB + QUIET_BEND_DB * np.logaddexp(0, rise_db / QUIET_BEND_DB)
     exponent = EXPONENT * np.where(centre < 4, np.minimum(2, 6 / (centre + 2)) ** 0.15, 1)
-    threshold, exponent = 10 ** (quiet_db / 10), exponent
+    threshold = 10 ** (quiet_db / 10)
     a, b, c, d = (
         torch.from_numpy(x.astype(np.float32)).to(device) for x in (weights, threshold, exponent, width)
     )

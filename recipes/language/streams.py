@@ -63,6 +63,19 @@ def training(streams: list[Stream]) -> list[Stream]:
     return chosen
 
 
+class _Pool:
+    """Streams to draw from, each as often as it is long."""
+
+    def __init__(self, streams: list[Stream]) -> None:
+        self.streams = streams
+        lengths = np.array([len(s.tokens) for s in streams], np.float64)
+        self.tokens = float(lengths.sum())
+        self._chances = lengths / max(1.0, self.tokens)
+
+    def draw(self, rng: np.random.Generator) -> Stream:
+        return self.streams[int(rng.choice(len(self.streams), p=self._chances))]
+
+
 class Source:
     """Draws batches; a batch is a function of (seed, step).
 
@@ -74,16 +87,17 @@ class Source:
     def __init__(self, streams: list[Stream], settings: dict[str, Any]) -> None:
         self.settings = settings
         chosen = training(streams)
-        self.stories = [s for s in chosen if s.corpus == "stories_text"]
+        stories = [s for s in chosen if s.corpus == "stories_text"]
         real = [s for s in chosen if s.corpus != "stories_text"]
-        if not real or not self.stories:
+        if not real or not stories:
             missing = "story" if real else "recording"
             raise ValueError(f"no {missing} has been tokenised: run `python -m recipes tokens` first")
-        self.long = [s for s in real if len(s.tokens) > settings["short_tokens"]]
-        self.short = [s for s in real if len(s.tokens) <= settings["short_tokens"]]
-        self.short_share = sum(len(s.tokens) for s in self.short) / sum(len(s.tokens) for s in real)
+        short = [s for s in real if len(s.tokens) <= settings["short_tokens"]]
+        self.stories, self.short = _Pool(stories), _Pool(short)
+        self.long = _Pool([s for s in real if len(s.tokens) > settings["short_tokens"]])
+        self.short_share = self.short.tokens / (self.short.tokens + self.long.tokens)
         self.by_speaker: dict[str, list[Stream]] = {}
-        for stream in self.short:
+        for stream in short:
             self.by_speaker.setdefault(f"{stream.corpus}/{stream.speaker}", []).append(stream)
 
     def batch(self, step: int) -> Tensor:
@@ -98,22 +112,20 @@ class Source:
             return _stack([self._short(rng) for _ in range(rows)], s["short_tokens"])
         long_share = (real - short) / (1 - short)
         rows = [
-            self._long(self.long if rng.random() < long_share and self.long else self.stories, rng)
+            self._long(self.long if rng.random() < long_share and self.long.streams else self.stories, rng)
             for _ in range(s["batch_segments"])
         ]
         return _stack(rows, s["segment_tokens"])
 
-    def _long(self, streams: list[Stream], rng: np.random.Generator) -> NDArray[np.int64]:
-        lengths = np.array([len(s.tokens) for s in streams], np.float64)
-        tokens = streams[int(rng.choice(len(streams), p=lengths / lengths.sum()))].tokens
+    def _long(self, pool: _Pool, rng: np.random.Generator) -> NDArray[np.int64]:
+        tokens = pool.draw(rng).tokens
         most = self.settings["segment_tokens"]
         start = int(rng.integers(0, max(1, len(tokens) - most + 1)))
         return tokens[start : start + most]
 
     def _short(self, rng: np.random.Generator) -> NDArray[np.int64]:
         """Whole recordings of one speaker, from the first one's first token on."""
-        lengths = np.array([len(s.tokens) for s in self.short], np.float64)
-        stream = self.short[int(rng.choice(len(self.short), p=lengths / lengths.sum()))]
+        stream = self.short.draw(rng)
         others = self.by_speaker[f"{stream.corpus}/{stream.speaker}"]
         most, parts = self.settings["short_tokens"], [stream.tokens]
         while sum(map(len, parts)) < most and len(parts) < min(len(others), most):

