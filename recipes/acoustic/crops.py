@@ -25,8 +25,10 @@ class Mixture:
     """How examples are drawn.
 
     ``shares`` of the corpora; ``original`` the share of recordings at their own speed; ``tokens`` the
-    window lengths, one per step; ``adjacent`` the share of prompts directly in front of their window.
-    ``coarsest`` is the share of rows that learn level 0, as it takes most passes; ``sent`` the share with
+    window lengths, one per step; ``windows`` how many share a prompt, which costs as much to encode as one
+    of them; ``adjacent`` the share of prompts directly in front of their first window.
+    ``coarsest`` is the share of rows that learn level 0, as it takes most passes; the others learn the i-th finer
+    level in proportion to 1/i, since what is heard depends on them in about that order; ``sent`` the share with
     leading frames known at every level, as in a ramp; ``whole`` the share of finer-level rows with every
     frame hidden, as their one pass meets them.
     """
@@ -36,6 +38,7 @@ class Mixture:
     )
     original: float = 0.4
     tokens: tuple[int, ...] = (75, 150)
+    windows: int = 3
     adjacent: float = 0.2
     coarsest: float = 0.5
     sent: float = 0.25
@@ -44,9 +47,11 @@ class Mixture:
 
 @dataclass(frozen=True)
 class Batch:
-    """b rows: the prompt's ``prompt_tokens`` (b,75) and ``prompt_codes`` (b,q,150), the window's ``tokens``
-    (b,t), ``codes`` and ``known`` (b,q,f), the ``level`` (b) to learn and its ``hidden`` frames (b,f), and
-    the speaker's ``voice`` (b,256).
+    """v prompts and b windows, b/v of each prompt after each other.
+
+    Of the prompts ``prompt_tokens`` (v,75), ``prompt_codes`` (v,q,150) and the speaker's ``voice`` (v,256); of
+    the windows ``tokens`` (b,t), ``codes`` and ``known`` (b,q,f), the ``level`` (b) to learn and its ``hidden``
+    frames (b,f).
     """
 
     prompt_tokens: Tensor
@@ -82,11 +87,16 @@ class Crops:
         self.voices = torch.from_numpy(voices / np.linalg.norm(voices, axis=1, keepdims=True)).to(device)
 
     def __call__(self, seed: int, step: int, rows: int) -> Batch:
-        """The examples of one step."""
+        """The examples of one step, ``rows`` windows: whole prompts' worth of them."""
+        each = self.mixture.windows
+        if rows % each:
+            raise ValueError(f"{rows} rows are not a multiple of the {each} windows that share a prompt")
         rng = np.random.default_rng((seed, step))
         length = int(rng.choice(self.mixture.tokens))
-        speakers = self.draw_speakers(rng, rows, length)
-        prompts, windows = self.place(rng, speakers, length)
+        speakers = self.draw_speakers(rng, rows // each, length)
+        prompts, first = self.place(rng, speakers, length)
+        others = [self.beside(rng, speakers, prompts, length) for _ in range(each - 1)]
+        windows = np.stack([first, *others], axis=1).reshape(-1)
         known, level, hidden = hide(rng, rows, self.shape.levels, length * TOKEN_FRAMES, self.mixture)
         prompt_tokens, prompt_codes = self._cut(prompts, self.shape.prompt_tokens)
         tokens, codes = self._cut(windows, length)
@@ -137,6 +147,22 @@ class Crops:
         windows = at + np.where(before, second + prompt, first)
         return prompts, windows
 
+    def beside(
+        self,
+        rng: np.random.Generator,
+        speakers: NDArray[np.int64],
+        prompts: NDArray[np.int64],
+        length: int,
+    ) -> NDArray[np.int64]:
+        """First token (b) of one more window of each speaker that leaves the prompt alone."""
+        offset, prompt = prompts - self.starts[speakers], self.shape.prompt_tokens
+        before = np.maximum(0, offset - length + 1)
+        after = np.maximum(0, self.lengths[speakers] - offset - prompt - length + 1)
+        drawn = rng.integers(0, before + after)
+        behind = prompts + prompt + drawn - before
+        windows: NDArray[np.int64] = np.where(drawn < before, self.starts[speakers] + drawn, behind)
+        return windows
+
     def _cut(self, starts: NDArray[np.int64], length: int) -> tuple[Tensor, Tensor]:
         """tokens (b,length) and codes (b,q,2 length) from ``starts`` on."""
         at = torch.from_numpy(starts[:, None] + np.arange(length)).to(self.device)
@@ -146,6 +172,13 @@ class Crops:
         return self.tokens[at], self.codes[:, frames].transpose(0, 1)
 
 
+def finer_shares(levels: int) -> NDArray[np.float64]:
+    """Shares (q - 1) of the finer levels in the rows that do not learn the coarsest."""
+    each = 1 / np.arange(1.0, levels)
+    shares: NDArray[np.float64] = each / each.sum()
+    return shares
+
+
 def hide(
     rng: np.random.Generator, rows: int, levels: int, frames: int, mixture: Mixture
 ) -> tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.bool_]]:
@@ -153,7 +186,10 @@ def hide(
 
     The share of hidden frames is the cosine of a uniform angle; coarser levels are known, finer ones not.
     """
-    level = np.where(rng.random(rows) < mixture.coarsest, 0, rng.integers(min(1, levels - 1), levels, rows))
+    level = np.zeros(rows, np.int64)
+    if levels > 1:
+        finer = rng.choice(np.arange(1, levels), rows, p=finer_shares(levels))
+        level = np.where(rng.random(rows) < mixture.coarsest, 0, finer)
     sent = np.where(rng.random(rows) < mixture.sent, rng.integers(0, frames, rows), 0)
     ratio = np.cos(np.pi / 2 * rng.random(rows))
     ratio = np.where((level > 0) & (rng.random(rows) < mixture.whole), 1.0, ratio)

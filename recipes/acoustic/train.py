@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from speechssm.bundle.shapes.acoustic import ACOUSTIC_PRESETS, AcousticShape
-from speechssm.export.models.acoustic import Acoustic
+from speechssm.export.models.acoustic import Acoustic, Voice
 
 from .. import data, places, splits, weights
 from ..precision import narrow
@@ -69,12 +69,7 @@ class Run:
         self.model = Acoustic(shape, plan.dropout).to(device)
         self.print = nn.Linear(shape.width, voiceprint.WIDTH).to(device)
         self.average = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
-        trained = [*self.model.parameters(), *self.print.parameters()]
-        groups = [
-            {"params": [p for p in trained if p.dim() > 1], "weight_decay": plan.weight_decay},
-            {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
-        ]
-        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=device == "cuda")
+        self.optimizers = optimizers(self.model, self.print, plan, fused=device == "cuda")
         self.step = 0
 
     @torch.no_grad()
@@ -95,8 +90,9 @@ class Run:
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"print.{k}": v for k, v in self.print.state_dict().items()}
         tensors |= {f"average.{k}": v for k, v in self.average.items()}
-        for index, entry in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{k}": torch.as_tensor(v) for k, v in entry.items()}
+        for name, optimizer in self.optimizers.items():
+            for index, entry in optimizer.state_dict()["state"].items():
+                tensors |= {f"{name}.{index}.{k}": torch.as_tensor(v) for k, v in entry.items()}
         places.write_tensors(path, tensors | {"step": torch.tensor([self.step])})
 
     def load(self, path: Path) -> None:
@@ -105,17 +101,18 @@ class Run:
         self.model.load_state_dict(_under(tensors, "model"))
         self.print.load_state_dict(_under(tensors, "print"))
         self.average = _under(tensors, "average")
-        whole = self.optimizer.state_dict()
-        entries: dict[int, dict[str, Tensor]] = {}
-        for name, value in _under(tensors, "optimizer").items():
-            index, key = name.split(".", 1)
-            entries.setdefault(int(index), {})[key] = value
-        whole["state"] = entries
-        self.optimizer.load_state_dict(whole)
+        for name, optimizer in self.optimizers.items():
+            whole = optimizer.state_dict()
+            entries: dict[int, dict[str, Tensor]] = {}
+            for at, value in _under(tensors, name).items():
+                index, key = at.split(".", 1)
+                entries.setdefault(int(index), {})[key] = value
+            whole["state"] = entries
+            optimizer.load_state_dict(whole)
         self.step = int(tensors["step"][0])
 
     def go_on_from(self, parameters: Mapping[str, Tensor], step: int) -> None:
-        """Continue from finished weights alone; the optimizer and the voiceprint map begin anew."""
+        """Continue from finished weights alone; the optimizers and the voiceprint map begin anew."""
         self.model.load_state_dict(dict(parameters))
         self.average = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
         self.step = step
@@ -124,8 +121,9 @@ class Run:
         """One step; returns its losses."""
         plan = self.plan
         torch.manual_seed(plan.seed * 1_000_003 + self.step)  # dropout, the same after a resume
-        for group in self.optimizer.param_groups:
-            group["lr"] = plan.rate(self.step)
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = plan.rate(self.step)
         self.model.train()
         batch = crops(plan.seed, self.step, plan.batch)
         with narrow(self.device):
@@ -134,10 +132,12 @@ class Run:
         code = code_loss(logits, batch, plan.smoothing)
         voice = 1 - F.cosine_similarity(heard.float(), batch.voice, dim=1).mean()
         loss = code.mean() + plan.voice * voice
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         slope = nn.utils.clip_grad_norm_([*self.model.parameters(), *self.print.parameters()], 1.0)
-        self.optimizer.step()
+        for optimizer in self.optimizers.values():
+            optimizer.step()
         if self.step % FOLLOW_EVERY == 0:
             self._follow()
         self.step += 1
@@ -164,11 +164,40 @@ class Run:
         return model.eval()
 
 
+def optimizers(
+    model: Acoustic, heard: nn.Module, plan: Plan, *, fused: bool = False
+) -> dict[str, torch.optim.Optimizer]:
+    """Muon for the layers' matrices, whose rows of gradients resemble each other; AdamW for all else.
+
+    Muon's steps are scaled to AdamW's size, so one learning rate serves both. Names are those in checkpoints.
+    """
+    matrices = [p for p in model.layers.parameters() if p.dim() == 2]
+    known = {id(p) for p in matrices}
+    others = [p for p in [*model.parameters(), *heard.parameters()] if id(p) not in known]
+    groups = [
+        {"params": [p for p in others if p.dim() > 1], "weight_decay": plan.weight_decay},
+        {"params": [p for p in others if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    return {
+        "muon": torch.optim.Muon(matrices, weight_decay=plan.weight_decay, adjust_lr_fn="match_rms_adamw"),
+        "adamw": torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=fused),
+    }
+
+
 def predict(model: Acoustic, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Logits (b,f,c) of each row's level, and the pooled prompt (b,d)."""
+    """Logits (b,f,c) of each row's level, and the pooled prompts (b / windows a prompt, d)."""
     voice = model.listen(batch.prompt_tokens, batch.prompt_codes)
-    hidden = model.hidden(batch.tokens, batch.codes, batch.known, voice)
+    told = shared(voice, len(batch.tokens) // len(batch.prompt_tokens))
+    hidden = model.hidden(batch.tokens, batch.codes, batch.known, told)
     return model.logits(hidden, batch.level), voice.pooled
+
+
+def shared(voice: Voice, windows: int) -> Voice:
+    """What ``windows`` windows of each prompt take from it, prompt by prompt."""
+    if windows == 1:
+        return voice
+    keys, values = ([x.repeat_interleave(windows, 0) for x in some] for some in (voice.keys, voice.values))
+    return Voice(keys, values, voice.pooled.repeat_interleave(windows, 0))
 
 
 def code_loss(logits: Tensor, batch: Batch, smoothing: float = 0.0) -> Tensor:
@@ -234,7 +263,7 @@ def run(
     training, validation = chosen(data.recordings(root))
     prepared = folder / "prepared"
     crops = Crops(prepare.load(training, folder=prepared), shape, plan.mixture, device)
-    apart = Mixture(shares={"librispeech": 1.0}, original=1.0, tokens=plan.mixture.tokens[:1], sent=0.0)
+    apart = Mixture({"librispeech": 1.0}, original=1.0, tokens=plan.mixture.tokens[:1], windows=1, sent=0.0)
     checks = Crops(prepare.load(validation, (1.0,), folder=prepared), shape, apart, device)
     log(event="start", step=state.step, device=device, plan=asdict(plan), shape=shape.model_dump())
     saved = begun = time.monotonic()

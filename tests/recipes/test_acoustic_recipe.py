@@ -25,7 +25,7 @@ from speechssm.runtime.acoustic import DEFAULT_SCHEDULE, decode_windows
 
 Rng = np.random.Generator
 SHAPE = ACOUSTIC_PRESETS["tiny"].model_copy(update={"prompt_tokens": 20})
-MIXTURE = Mixture(tokens=(10, 25))
+MIXTURE = Mixture(tokens=(10, 25), windows=2)
 READERS = ("19", "26", "27", "30", "32", "40")
 
 
@@ -164,8 +164,10 @@ def test_prompt_and_window_never_overlap_and_stay_with_their_speaker(rng: Rng) -
     for step in range(200):
         draw = np.random.default_rng(step)
         speakers = crops.draw_speakers(draw, 16, 25)
-        prompts, windows = crops.place(draw, speakers, 25)
-        for speaker, prompt, window in zip(speakers, prompts, windows, strict=True):
+        prompts, first = crops.place(draw, speakers, 25)
+        more = crops.beside(draw, speakers, prompts, 25)
+        seen = [*zip(speakers, prompts, first, strict=True), *zip(speakers, prompts, more, strict=True)]
+        for speaker, prompt, window in seen:
             low, high = crops.starts[speaker], crops.starts[speaker] + crops.lengths[speaker]
             assert low <= prompt
             assert prompt + 20 <= high
@@ -176,16 +178,38 @@ def test_prompt_and_window_never_overlap_and_stay_with_their_speaker(rng: Rng) -
 
 def test_examples_carry_their_speakers_tokens_codes_and_voice(rng: Rng) -> None:
     crops = Crops(encoded(rng), SHAPE, MIXTURE, "cpu")
-    batch = crops(3, 4, 9)
+    batch = crops(3, 4, 10)
     for tokens, codes in ((batch.prompt_tokens, batch.prompt_codes), (batch.tokens, batch.codes)):
         frames = tokens.repeat_interleave(2, dim=1)
         expected = (frames[:, None] + torch.arange(SHAPE.levels)[:, None]) % SHAPE.codes
         torch.testing.assert_close(codes, expected)
-    torch.testing.assert_close(batch.voice.norm(dim=1), torch.ones(9), atol=1e-5, rtol=0)
-    again = crops(3, 4, 9)
+    torch.testing.assert_close(batch.voice.norm(dim=1), torch.ones(5), atol=1e-5, rtol=0)
+    again = crops(3, 4, 10)
     torch.testing.assert_close(again.tokens, batch.tokens)
     torch.testing.assert_close(again.known, batch.known)
-    assert not torch.equal(crops(3, 5, 9).prompt_tokens, batch.prompt_tokens)
+    assert not torch.equal(crops(3, 5, 10).prompt_tokens, batch.prompt_tokens)
+
+
+def test_windows_of_one_prompt_hear_it_as_if_alone(rng: Rng) -> None:
+    """Three windows that share a prompt score as three rows with a prompt each."""
+    mixture = Mixture(tokens=(10,), windows=3)
+    batch = Crops(encoded(rng), SHAPE, mixture, "cpu")(0, 0, 6)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        model = train.Acoustic(SHAPE).eval()
+    each = {
+        name: getattr(batch, name).repeat_interleave(3, 0)
+        for name in ("prompt_tokens", "prompt_codes", "voice")
+    }
+    with torch.no_grad():
+        (together, pooled), (apart, _) = (
+            train.predict(model, batch),
+            train.predict(model, replace(batch, **each)),
+        )
+    torch.testing.assert_close(together, apart, atol=1e-4, rtol=1e-4)
+    assert pooled.shape[0] == 2
+    with pytest.raises(ValueError, match="multiple of the 3 windows"):
+        Crops(encoded(rng), SHAPE, mixture, "cpu")(0, 0, 7)
 
 
 def test_shares_are_kept(rng: Rng) -> None:
@@ -201,6 +225,7 @@ def test_masks_follow_soundstorm(rng: Rng) -> None:
     rows, levels, frames = 4000, 5, 40
     known, level, hidden = hide(rng, rows, levels, frames, Mixture())
     assert np.mean(level == 0) == pytest.approx(0.5, abs=0.03)
+    assert np.mean(level == 1) == pytest.approx(0.5 / (1 + 1 / 2 + 1 / 3 + 1 / 4), abs=0.03)
     assert set(np.unique(level)) == set(range(levels))
     assert hidden.any(1).all()
     for row in range(rows):
@@ -279,7 +304,7 @@ def test_the_whole_recipe_runs_and_resumes(corpus: Path, tmp_path: Path) -> None
     recordings = data.recordings(corpus)
     folder = tmp_path / "run"
     prepare.run(recordings, seeded_encoders(), folder / "prepared")
-    plan = overfit_plan(steps=4, judge_every=2, judge_batches=1, mixture=Mixture(tokens=(10,)))
+    plan = overfit_plan(steps=4, judge_every=2, judge_batches=1, mixture=Mixture(tokens=(10,), windows=2))
     train.run(corpus, "cpu", plan, SHAPE, folder)
     train.run(corpus, "cpu", replace(plan, steps=6), SHAPE, folder)
     events = train.places.Log(folder / "train.jsonl").read()
