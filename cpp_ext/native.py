@@ -1,4 +1,4 @@
-"""The structs of the C interface (rglru_api.h, conv4_api.h, ring_api.h) as ctypes, for callers without a compiler.
+"""The structs of the C interface (``include/speechssm/*_api.h``) as ctypes, for callers without a compiler.
 
 Field order and types are those of the headers; ``struct_bytes`` lets the library refuse a caller whose
 layout is another. Addresses are plain integers: of host memory for the ``*_host`` functions, of device
@@ -8,10 +8,10 @@ memory for the ``*_cuda`` ones.
 from __future__ import annotations
 
 import ctypes
-from ctypes import c_int32, c_int64, c_uint64, c_void_p
+from ctypes import c_float, c_int32, c_int64, c_uint64, c_void_p
 from pathlib import Path
 
-F32, F16, BF16, I8 = 0, 1, 2, 3
+F32, F16, BF16, I8, BLOCKS8, BLOCKS4 = 0, 1, 2, 3, 4, 5
 
 
 class RGLRU(ctypes.Structure):
@@ -53,6 +53,24 @@ class Ring(ctypes.Structure):
         *((n, c_void_p) for n in ("q", "k", "v", "y", "check", "key_in", "value_in", "key_out", "value_out")),
         *((n, c_void_p) for n in ("key_scale_in", "value_scale_in", "key_scale_out", "value_scale_out")),
         *((n, c_void_p) for n in ("position", "lengths", "active", "slots", "workspace")),
+        ("workspace_bytes", c_int64),
+    )
+
+
+class Linear(ctypes.Structure):
+    """``speechssm_linear``: a linear layer with the norm before it and what follows it."""
+
+    _fields_ = (
+        ("struct_bytes", c_uint64),
+        *((n, c_int32) for n in ("rows", "fan_in", "fan_out", "stored", "activation")),
+        ("epsilon", c_float),
+        ("x_stride", c_int64),
+        ("y_stride", c_int64),
+        *(
+            (n, c_void_p)
+            for n in ("x", "norm", "weight", "scale", "bias", "times", "times_scale", "times_bias")
+        ),
+        *((n, c_void_p) for n in ("residual", "y", "workspace")),
         ("workspace_bytes", c_int64),
     )
 

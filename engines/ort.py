@@ -90,6 +90,9 @@ class OrtGraph:
         settings.add_session_config_entry(
             "session.intra_op.allow_spinning", "0" if options.threads == 1 else "1"
         )
+        # A step, a window and a codec call take turns on the same cores: threads that spin on after a run would be
+        # in the way of the next session's.
+        settings.add_session_config_entry("session.force_spinning_stop", "1")
         if options.custom_ops is not None:
             settings.register_custom_ops_library(str(options.custom_ops))
         providers = [self._provider(options)]

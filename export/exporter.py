@@ -88,12 +88,13 @@ def export_preset(
     capacity: int | None = None,
     ring: Ring = "float32",
     ring_op: bool = False,
+    linear_op: bool = False,
 ) -> Manifest:
     """Write a bundle of preset ``name`` with seeded random weights: it runs, and sounds like noise.
 
     ``transformer`` makes the language model the preset's baseline instead, with a cache of ``capacity``
     tokens, or one that grows. ``ring`` is how keys and values of past tokens are kept,
-    ``ring_op`` as in :func:`export_models`.
+    ``ring_op`` and ``linear_op`` as in :func:`export_models`.
 
     Raises ExportError for an unknown preset, or as :func:`export_models` does.
     """
@@ -124,6 +125,7 @@ def export_preset(
         rollout=rollout,
         threads=threads,
         ring_op=ring_op,
+        linear_op=linear_op,
     )
 
 
@@ -145,6 +147,7 @@ def export_checkpoint(
     storage: Storage = "float32",
     ring: Ring = "float32",
     ring_op: bool = False,
+    linear_op: bool = False,
     overwrite: bool = False,
     rollout: int | None = None,
     threads: int = 0,
@@ -194,6 +197,7 @@ def export_checkpoint(
         rollout=rollout,
         threads=threads,
         ring_op=ring_op,
+        linear_op=linear_op,
     )
 
 
@@ -267,6 +271,7 @@ def export_models(
     rollout: int | None = None,
     threads: int = 0,
     ring_op: bool = False,
+    linear_op: bool = False,
 ) -> Manifest:
     """Write a bundle of the given reference models, and beside the manifest its parity report.
 
@@ -275,7 +280,8 @@ def export_models(
     widen them to float32 when they are loaded. ``rollout`` is the length of the parity report's rollout
     in steps: 24 000 up to 50 M parameters and 64 above when not given. ``threads`` is for its engine.
     ``ring_op`` makes attention one node of the domain ``speechssm``, as the recurrence is: a kernel where
-    the native library is loaded, else the same nodes as without it.
+    the native library is loaded, else the same nodes as without it; ``linear_op`` does so with every linear layer
+    and with what lies between those of a recurrent block. It is for processors.
 
     Raises ExportError when the target exists, a weight is missing or not finite, a parity gate is
     missed, or the disk fails; no bundle is left then. After a missed gate the report is kept beside the
@@ -293,7 +299,9 @@ def export_models(
         made = {
             graph: pair
             for part in shapes
-            for graph, pair in _graphs(part, shapes[part], models[part], storages[part], ring_op).items()
+            for graph, pair in _graphs(
+                part, shapes[part], models[part], storages[part], ring_op=ring_op, linear_op=linear_op
+            ).items()
         }
         builders = {graph: builder for graph, (builder, _) in made.items()}
         ranges = (
@@ -302,7 +310,9 @@ def export_models(
             else {}
         )
         weights: dict[str, Mapping[str, np.ndarray]] = {
-            "lm": stored_weights(lm, griffin_weights(lm, parameters), storage, ranges)
+            "lm": stored_weights(
+                lm, griffin_weights(lm, parameters), storage, ranges, linear_op=linear_op
+            )
         }
         weights.update({part: _weights(part, models[part]) for part in shapes if part != "lm"})
         with torch.no_grad():
@@ -363,12 +373,12 @@ def _part_storage(part: str, model: Source, storage: Storage) -> Storage:
 
 
 def _graphs(
-    part: str, shape: AnyShape, model: Source, storage: Storage, ring_op: bool
+    part: str, shape: AnyShape, model: Source, storage: Storage, *, ring_op: bool, linear_op: bool
 ) -> Mapping[str, tuple[Writable, tuple[StateTensor, ...]]]:
     """Graph builders of a part with their state schemas, by graph name."""
     if isinstance(model, ReadyPart):
         return model.graphs
-    more = {"ring_op": True} if ring_op and part == "lm" else {}
+    more = {"ring_op": ring_op, "linear_op": linear_op} if part == "lm" else {}
     return {
         name: (build(shape, STORED[storage], **more), state(shape))
         for name, (build, state) in PARTS[part].graphs.items()

@@ -17,6 +17,7 @@ from onnx import TensorProto
 from speechssm.bundle.shapes import LMShape
 
 from .graphs.explicit import LARGEST, QDQ_FP8, QDQ_INT8
+from .graphs.linear_function import rows_of
 from .graphs.quantized import BLOCKS_INT4, BLOCKS_INT8, DYNAMIC_INT8, HEAD_BITS
 from .lazy import LazyArrays
 from .package import narrowed
@@ -61,14 +62,20 @@ def is_calibrated(storage: str) -> bool:
 
 
 def stored_weights(
-    shape: LMShape, weights: Parameters, storage: Storage, ranges: Mapping[str, float] | None = None
+    shape: LMShape,
+    weights: Parameters,
+    storage: Storage,
+    ranges: Mapping[str, float] | None = None,
+    *,
+    linear_op: bool = False,
 ) -> Parameters:
     """The arrays of the LM graphs in ``storage``, from the float32 ones of ``griffin_weights``.
 
     ``ranges`` are those of :func:`.calibrate.activation_ranges`, for the storages that are calibrated.
+    ``linear_op``: for graphs whose linear layers are operators.
     """
     if not is_integer(storage):
-        return weights
+        return rows_of(weights) if linear_op else weights
     makers: dict[str, Callable[[], np.ndarray]] = {name: _read(weights, name) for name in weights}
     head = _read(weights, "embed" if shape.tied_head else "head")
     makers.pop("head", None)
@@ -78,7 +85,8 @@ def stored_weights(
     _pair(makers, "head", head, HEAD_BITS if storage in _BITS else None, fp8=storage == "qdq_fp8")
     for name, largest in (ranges or {}).items():
         makers[f"{name}.x"] = _constant(max(largest, 1e-30) / LARGEST[STORED[storage]])
-    return LazyArrays(makers)
+    arrays = LazyArrays(makers)
+    return rows_of(arrays) if linear_op else arrays
 
 
 def _pair(

@@ -28,6 +28,7 @@ from onnx import TensorProto, helper, numpy_helper
 from speechssm.bundle import tensors
 from speechssm.bundle.manifest import GraphEntry
 from speechssm.bundle.shapes import LMShape, griffin_blocks
+from speechssm.cpp_ext.build import find_library
 from speechssm.engines.ort import OrtGraph, OrtOptions, import_onnxruntime
 from speechssm.export.checkpoints.huggingface import layout
 from speechssm.export.checkpoints.seeded import seeded_griffin
@@ -44,6 +45,8 @@ from speechssm.runtime.settings import SamplerSettings
 from .roofline import measure as roofline
 
 STORAGES: tuple[Storage, ...] = ("float32", "int8", "int4", "dynamic_int8")
+NATIVE: tuple[Storage, ...] = ("float32", "float16", "bfloat16", "int8", "int4")
+"""Storages the native library's linear layers read."""
 SHAPES: dict[str, LMShape] = {
     "200m": LMShape(
         vocab=32_768, width=1024, lru_width=1024, heads=8, kv_heads=1, head_dim=128, window=2048,
@@ -61,7 +64,9 @@ GEMM_SIDE = (1024, 3072)
 class Timed:
     """A storage's step graph and what was measured of it."""
 
-    storage: str
+    storage: Storage
+    native: bool
+    """Whether layers and attention are operators of the native library."""
     weight_bytes: int
     """Of the tensors one step reads: all but the embedding table, of which it reads a row."""
     lm: LanguageModel
@@ -69,21 +74,31 @@ class Timed:
     seconds: dict[int, list[float]] = field(default_factory=dict)
     """Of steps, by rows."""
 
+    @property
+    def label(self) -> str:
+        """Its name among the others of a run."""
+        return f"{self.storage}, native" if self.native else self.storage
 
-def written(shape: LMShape, storage: Storage, folder: Path, seed: int = 0, threads: int = 0) -> Timed:
-    """The step graph of seeded weights in ``folder``, opened."""
+
+def written(
+    shape: LMShape, storage: Storage, folder: Path, seed: int = 0, threads: int = 0, *, native: bool = False
+) -> Timed:
+    """The step graph of seeded weights in ``folder``, opened; with ``native`` it has the library's operators."""
     folder.mkdir(parents=True, exist_ok=True)
-    builder = build_lm_step(shape, STORED[storage])
-    weights = stored_weights(shape, griffin_weights(shape, seeded_griffin(shape, seed)), storage)
+    builder = build_lm_step(shape, STORED[storage], ring_op=native, linear_op=native)
+    weights = stored_weights(
+        shape, griffin_weights(shape, seeded_griffin(shape, seed)), storage, linear_op=native
+    )
     write_parts(folder, {"lm_step": builder}, {"lm": weights})
     entry: GraphEntry = write_graph(folder, "lm_step", builder, lm_state(shape))
     sizes = {name: e.length for name, e in tensors.read_header(folder / part_file("lm")).items()}
     # A tied float32 embedding is the head as well, which reads all of it.
     read = sum(size for name, size in sizes.items() if name != "embed" or "head.q" not in sizes)
     read -= sum(size for name, size in sizes.items() if name.startswith("rope."))
-    graph = OrtGraph("lm_step", folder / entry.file, entry, OrtOptions(threads=threads))
+    library = find_library("ort") if native else None
+    graph = OrtGraph("lm_step", folder / entry.file, entry, OrtOptions("cpu", threads, library))
     lm = LanguageModel(graph, lambda: graph, entry.state, shape.vocab, min(1024, shape.vocab), float("inf"))
-    return Timed(storage, read, lm, graph)
+    return Timed(storage, native, read, lm, graph)
 
 
 def pool_of(timed: Timed, rows: int) -> LMRows:
@@ -229,10 +244,15 @@ def limits(
     seconds: float = 8.0,
     work: Path | None = None,
     seed: int = 0,
+    native: bool = False,
 ) -> dict[str, Any]:
-    """Shares of the machine's limits by storage and rows: the figures of this module as one JSON object."""
+    """Shares of the machine's limits by storage and rows: the figures of this module as one JSON object.
+
+    With ``native`` each storage takes its turns a second time with the native library's operators.
+    """
     with tempfile.TemporaryDirectory(dir=work, prefix="speechssm-limits-") as name:
-        timed = [written(shape, s, Path(name) / s, seed, threads) for s in storages]
+        forms = [(s, n) for s in storages for n in (False, True)[: 1 + native] if not n or s in NATIVE]
+        timed = [written(shape, s, Path(name) / f"{s}-{n}", seed, threads, native=n) for s, n in forms]
         machine = roofline(threads=threads, passes=3)
         rates = product_rates(threads)
         report: dict[str, Any] = {
@@ -243,12 +263,11 @@ def limits(
             "steps": [],
         }
         for count in rows:
-            pools = {one.storage: pool_of(one, count) for one in timed}
+            pools = {one.label: pool_of(one, count) for one in timed}
             times = in_turns({name: pool.step for name, pool in pools.items()}, seconds)
             for one in timed:
-                report["steps"].append(
-                    _row(one, shape, count, times[one.storage], machine.read_bytes_per_s, rates)
-                )
+                row = _row(one, shape, count, times[one.label], machine.read_bytes_per_s, rates)
+                report["steps"].append(row)
             pools.clear()
         after = roofline(threads=threads, passes=3)
         report["read_gb_per_s_after"] = after.read_bytes_per_s / 1e9
@@ -264,6 +283,7 @@ def _row(
     flops = 2 * shape.matrix_parameters * rows
     return {
         "storage": timed.storage,
+        "native": timed.native,
         "rows": rows,
         "steps": len(times),
         "step_ms": middle * 1e3,
@@ -286,13 +306,14 @@ def main() -> None:
     parser.add_argument("--storages", nargs="+", default=list(STORAGES))
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 64])
     parser.add_argument("--work", type=Path, help="folder for the temporary bundles")
+    parser.add_argument("--native", action="store_true", help="also with the native library's operators")
     parser.add_argument("--peers", action="store_true", help="also Hugging Face generate, same weights")
     parser.add_argument("--peer-tokens", type=int, default=16)
     given = parser.parse_args()
     shape = SHAPES[given.shape]
     found = limits(
         shape, storages=given.storages, rows=given.rows, threads=given.threads, seconds=given.seconds,
-        work=given.work,
+        work=given.work, native=given.native,
     )  # fmt: skip
     if given.peers:
         found["hugging_face_tokens_per_s"] = peers = dict[str, float | str]()

@@ -54,18 +54,19 @@ Isa speechssm::chosen_isa() { return static_cast<Isa>(isa_in_use().load(std::mem
 extern "C" const char* speechssm_status_text(int32_t status) {
     switch (status) {
         case SPEECHSSM_OK: return "ok";
-        case SPEECHSSM_BAD_STRUCT: return "the caller was built against another speechssm_rglru, speechssm_conv4 or speechssm_ring; rebuild both from one version";
+        case SPEECHSSM_BAD_STRUCT: return "the caller was built against another speechssm_rglru, speechssm_conv4, speechssm_ring or speechssm_linear; rebuild both from one version";
         case SPEECHSSM_BAD_SHAPE: return "tokens, rows, slot_count or chunk is negative, or width is below 1";
         case SPEECHSSM_BAD_DTYPE: return "dtype is none of float32 (0), float16 (1), bfloat16 (2)";
         case SPEECHSSM_NULL_POINTER: return "a required pointer is NULL";
         case SPEECHSSM_BAD_STRIDE: return "token_stride and row_stride let tokens or rows overlap";
         case SPEECHSSM_BAD_SLOTS: return "without slots, state needs at least one row per batch row";
-        case SPEECHSSM_SMALL_WORKSPACE: return "the workspace is smaller than speechssm_rglru_workspace_bytes says";
+        case SPEECHSSM_SMALL_WORKSPACE: return "the workspace is smaller than its *_workspace_bytes says";
         case SPEECHSSM_NOT_A_STEP: return "this call takes exactly one token: for more use the scan, or give the rings to append to";
         case SPEECHSSM_LAUNCH_FAILED: return "the device refused the launch; cudaGetLastError says why";
         case SPEECHSSM_NO_SUCH_VERSION: return "there is no kernel of that version number";
         case SPEECHSSM_BAD_HEADS: return "heads, kv_heads, head_dim or window is below 1, heads is no multiple of kv_heads, or head_dim is over 512";
         case SPEECHSSM_BAD_RING: return "ring_dtype is none of float32 (0), float16 (1), bfloat16 (2), int8 (3)";
+        case SPEECHSSM_BAD_STORAGE: return "a matrix is stored as none of float32 (0), float16 (1), bfloat16 (2), blocks of 8 (4) or 4 bits (5), or activation is unknown";
         default: return "unknown status";
     }
 }

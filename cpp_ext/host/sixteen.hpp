@@ -35,6 +35,11 @@ inline Sixteen splat<Sixteen>(float value) {
 inline Sixteen operator+(Sixteen a, Sixteen b) { return each_of_sixteen([&](int j) { return a.v[j] + b.v[j]; }); }
 inline Sixteen operator-(Sixteen a, Sixteen b) { return each_of_sixteen([&](int j) { return a.v[j] - b.v[j]; }); }
 inline Sixteen operator*(Sixteen a, Sixteen b) { return each_of_sixteen([&](int j) { return a.v[j] * b.v[j]; }); }
+inline Sixteen operator/(Sixteen a, Sixteen b) { return each_of_sixteen([&](int j) { return a.v[j] / b.v[j]; }); }
+inline Sixteen operator-(Sixteen a) { return each_of_sixteen([&](int j) { return -a.v[j]; }); }
+inline Sixteen at_most(Sixteen bound, Sixteen a) {
+    return each_of_sixteen([&](int j) { return at_most(bound.v[j], a.v[j]); });
+}
 inline Sixteen fused(Sixteen a, Sixteen b, Sixteen c) {
     return each_of_sixteen([&](int j) { return fused(a.v[j], b.v[j], c.v[j]); });
 }

@@ -26,6 +26,14 @@ inline Sixteen splat<Sixteen>(float value) {
 inline Sixteen operator+(Sixteen a, Sixteen b) { return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)}; }
 inline Sixteen operator-(Sixteen a, Sixteen b) { return {_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)}; }
 inline Sixteen operator*(Sixteen a, Sixteen b) { return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)}; }
+inline Sixteen operator/(Sixteen a, Sixteen b) { return {_mm256_div_ps(a.lo, b.lo), _mm256_div_ps(a.hi, b.hi)}; }
+inline Sixteen operator-(Sixteen a) {
+    const __m256 sign = _mm256_set1_ps(-0.0f);
+    return {_mm256_xor_ps(a.lo, sign), _mm256_xor_ps(a.hi, sign)};
+}
+inline Sixteen at_most(Sixteen bound, Sixteen a) {
+    return {_mm256_min_ps(bound.lo, a.lo), _mm256_min_ps(bound.hi, a.hi)};
+}
 inline Sixteen fused(Sixteen a, Sixteen b, Sixteen c) {
     return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
 }

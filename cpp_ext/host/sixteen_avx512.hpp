@@ -26,6 +26,11 @@ inline Sixteen splat<Sixteen>(float value) {
 inline Sixteen operator+(Sixteen a, Sixteen b) { return {_mm512_add_ps(a.v, b.v)}; }
 inline Sixteen operator-(Sixteen a, Sixteen b) { return {_mm512_sub_ps(a.v, b.v)}; }
 inline Sixteen operator*(Sixteen a, Sixteen b) { return {_mm512_mul_ps(a.v, b.v)}; }
+inline Sixteen operator/(Sixteen a, Sixteen b) { return {_mm512_div_ps(a.v, b.v)}; }
+inline Sixteen operator-(Sixteen a) {
+    return {_mm512_castsi512_ps(_mm512_xor_si512(_mm512_castps_si512(a.v), _mm512_set1_epi32(INT32_MIN)))};
+}
+inline Sixteen at_most(Sixteen bound, Sixteen a) { return {_mm512_min_ps(bound.v, a.v)}; }
 inline Sixteen fused(Sixteen a, Sixteen b, Sixteen c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 // max returns its second operand when either is NaN.
 inline Sixteen at_least(Sixteen bound, Sixteen a) { return {_mm512_max_ps(bound.v, a.v)}; }

@@ -31,7 +31,7 @@ struct ApiBase {
 };
 
 enum ErrorCode : int { kFail = 1, kInvalidArgument = 2 };
-enum ElementType : int { kFloat = 1, kInt8 = 3, kInt64 = 7, kBool = 9, kFloat16 = 10, kBFloat16 = 16 };
+enum ElementType : int { kFloat = 1, kUInt8 = 2, kInt8 = 3, kInt64 = 7, kBool = 9, kFloat16 = 10, kBFloat16 = 16 };
 enum Characteristic : int { kRequired = 0, kOptional = 1 };
 enum MemoryType : int { kMemoryDefault = 0, kMemoryCpuInput = -2 };
 
@@ -85,6 +85,12 @@ public:
     }
     Status* type_and_shape(const Value* value, TypeAndShape** out) const {
         return slot<Status*(const Value*, TypeAndShape**)>(65)(value, out);
+    }
+    Status* attribute(const KernelInfo* info, const char* name, float* out) const {
+        return slot<Status*(const KernelInfo*, const char*, float*)>(85)(info, name, out);
+    }
+    Status* attribute(const KernelInfo* info, const char* name, std::int64_t* out) const {
+        return slot<Status*(const KernelInfo*, const char*, std::int64_t*)>(86)(info, name, out);
     }
     Status* input(const KernelContext* context, std::size_t index, const Value** out) const {
         return slot<Status*(const KernelContext*, std::size_t, const Value**)>(90)(context, index, out);

@@ -12,7 +12,7 @@
 
 #include "device_op.hpp"
 #include "node_run.hpp"
-#include "ring_ops.hpp"
+#include "ops.hpp"
 #include "speechssm/rglru_api.h"
 #if defined(SPEECHSSM_WITH_CUDA)
 #include "speechssm/cuda_api.h"
@@ -31,7 +31,8 @@ struct Op : ort::DeviceOp {
 // One run of one node. Every failure becomes a status whose text names the node and what is wrong.
 class Run : ort::NodeRun {
 public:
-    Run(ort::Api api, const Op& op, ort::KernelContext* context) : NodeRun(api, op.get_name(&op), context), op_(op) {}
+    Run(ort::Api api, const Op& op, const ort::NoSettings&, ort::KernelContext* context)
+        : NodeRun(api, op.get_name(&op), context), op_(op) {}
 
     ort::Status* operator()() {
         std::array<void*, kInputs> input{};
@@ -144,7 +145,8 @@ ort::Status* domain(ort::Api api, ort::CustomOpDomain** out) {
                     *next = make_op(kind, device, type);
                     if (ort::Status* failed = api.add_op(fresh, next++)) return failed;
                 }
-        if (ort::Status* failed = speechssm::add_ring_ops(api, fresh)) return failed;
+        for (const auto add : {speechssm::add_ring_ops, speechssm::add_linear_ops, speechssm::add_recurrent_ops})
+            if (ort::Status* failed = add(api, fresh)) return failed;
         made = fresh;
     }
     *out = made;

@@ -12,11 +12,10 @@
 // q, k, v, y and check are float32; rings are float32, float16, bfloat16, or int8. A ring whose output is
 // bound to its input's memory is written where it lies, otherwise copied first. RingAttend writes no ring:
 // a step appends when it has its result, so that one that fails has changed nothing.
-#include "ring_ops.hpp"
-
 #include "../host/isa.hpp"
 #include "device_op.hpp"
 #include "node_run.hpp"
+#include "ops.hpp"
 #include "speechssm/check.hpp"
 #include "speechssm/ring_api.h"
 #if defined(SPEECHSSM_WITH_CUDA)
@@ -39,7 +38,8 @@ struct Op : ort::DeviceOp {
 
 class Run : ort::NodeRun {
 public:
-    Run(ort::Api api, const Op& op, ort::KernelContext* context) : NodeRun(api, op.get_name(&op), context), op_(op) {}
+    Run(ort::Api api, const Op& op, const ort::NoSettings&, ort::KernelContext* context)
+        : NodeRun(api, op.get_name(&op), context), op_(op) {}
 
     ort::Status* operator()() {
         std::array<void*, kInputs> input{};

@@ -153,9 +153,25 @@ class GraphBuilder:
             )
         return key
 
-    def op(self, kind: str, *inputs: str, domain: str = "", name: str = "", **attributes: Any) -> str:
-        """Append one node with one output and return the output's name. An empty input is left out."""
-        return self.ops(kind, *inputs, outputs=1, domain=domain, name=name, **attributes)[0]
+    def op(
+        self,
+        kind: str,
+        *inputs: str,
+        domain: str = "",
+        name: str = "",
+        refers: Mapping[str, str] | None = None,
+        **attributes: Any,
+    ) -> str:
+        """Append one node with one output and return the output's name. An empty input is left out.
+
+        ``refers``: integer attributes that are those of the function the node is in, by the function's names.
+        """
+        made = self.ops(kind, *inputs, outputs=1, domain=domain, name=name, **attributes)[0]
+        for attribute, of_function in (refers or {}).items():
+            self._stack[-1].nodes[-1].attribute.add(
+                name=attribute, ref_attr_name=of_function, type=onnx.AttributeProto.INT
+            )
+        return made
 
     def ops(
         self, kind: str, *inputs: str, outputs: int, domain: str = "", name: str = "", **attributes: Any
@@ -196,9 +212,10 @@ class GraphBuilder:
 
     # result
 
-    def function(self, domain: str) -> onnx.FunctionProto:
+    def function(self, domain: str, attributes: Sequence[str] = ()) -> onnx.FunctionProto:
         """What was built as a model-local function of this name in ``domain``; constants become nodes of it.
 
+        ``attributes`` are those its nodes carry, whether the body refers to them or not.
         Types and sizes of the inputs are not kept, a function has none. Raises ExportError when it has weights.
         """
         if self.weights or self.functions:
@@ -216,7 +233,8 @@ class GraphBuilder:
             [v.name for v in top.inputs],
             [v.name for v in top.outputs],
             constants + top.nodes,
-            [helper.make_opsetid("", self.opset)],
+            [helper.make_opsetid(d, v) for d, v in {"": self.opset, **self.custom_domains}.items()],
+            list(attributes),
         )
 
     def model(self) -> onnx.ModelProto:

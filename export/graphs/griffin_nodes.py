@@ -9,6 +9,7 @@ chunked and stepwise runs equal bit for bit (S1).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 from onnx import TensorProto, helper
@@ -39,6 +40,8 @@ class Nodes:
     stored: int = FLOAT
     places: dict[str, tuple[str, str]] = field(default_factory=dict)
     """Where the token of a position goes, by the position's name: every ring of a row is written alike."""
+    linear_op: ClassVar[bool] = False
+    """Whether linear layers and what lies between them are operators (:mod:`.linear_function`)."""
     ring_op: bool = False
     """Whether attention is one node of the domain ``speechssm`` (:mod:`.ring_function`)."""
 
@@ -47,6 +50,10 @@ class Nodes:
     def matrix(self, name: str, rows: int, columns: int) -> str:
         """A (rows, columns) weight in the bundle's storage type."""
         return self.g.weight(PART, name, (rows, columns), self.stored)
+
+    def raw_matrix(self, name: str, *sizes: int) -> str:
+        """As :meth:`matrix`, of any axes and not widened: for operators that read what is stored."""
+        return self.g.packed(PART, name, sizes, self.stored)
 
     def vector(self, name: str, *sizes: int) -> str:
         """A small weight, always float32: norms, biases and decay decide the accuracy of everything."""
@@ -63,10 +70,14 @@ class Nodes:
 
     def norm(self, x: str, name: str) -> str:
         """RMSNorm over the last axis of (r,d); the stored vector is 1 + scale."""
+        return self.rms_norm(x, self.vector(name, self.shape.width))
+
+    def rms_norm(self, x: str, scale: str) -> str:
+        """:meth:`norm` with the value ``scale`` (d)."""
         g = self.g
         mean = row_mean(g, g.op("Mul", x, x), self.shape.width)
         rms = g.op("Sqrt", g.op("Add", mean, g.const(np.float32(self.shape.norm_eps))))
-        return g.op("Mul", g.op("Div", x, rms), self.vector(name, self.shape.width))
+        return g.op("Mul", g.op("Div", x, rms), scale)
 
     def product(self, x: str, name: str, fan_in: int, fan_out: int) -> str:
         """x (r, fan_in) times the matrix of linear layer ``name`` -> (r, fan_out)."""
@@ -91,12 +102,20 @@ class Nodes:
             return g.op("Div", x, g.op("Add", g.op("Exp", g.op("Neg", x)), g.const(np.float32(1))))
         return g.op("Gelu", x, approximate="tanh" if self.shape.activation == "gelu_tanh" else "none")
 
-    def mlp(self, x: str, name: str) -> str:
-        """(r,d) -> (r,d)."""
+    def activated_linear(self, x: str, name: str, fan_in: int, fan_out: int) -> str:
+        """(r, fan_in) -> (r, fan_out), with the shape's activation."""
+        return self.activation(self.linear(x, name, fan_in, fan_out))
+
+    def add_linear(self, residual: str, x: str, name: str, fan_in: int, fan_out: int) -> str:
+        """``residual`` (r, fan_out) plus the layer's (r, fan_in) -> (r, fan_out)."""
+        return self.g.op("Add", residual, self.linear(x, name, fan_in, fan_out))
+
+    def add_mlp(self, residual: str, x: str, name: str) -> str:
+        """``residual`` (r,d) plus the gated layer's (r,d) -> (r,d)."""
         s = self.shape
-        gate = self.activation(self.linear(x, f"{name}.gate", s.width, s.mlp_width))
+        gate = self.activated_linear(x, f"{name}.gate", s.width, s.mlp_width)
         up = self.linear(x, f"{name}.up", s.width, s.mlp_width)
-        return self.linear(self.g.op("Mul", gate, up), f"{name}.down", s.mlp_width, s.width)
+        return self.add_linear(residual, self.g.op("Mul", gate, up), f"{name}.down", s.mlp_width, s.width)
 
     def logits(self, x: str) -> str:
         """(r,d) -> (r,v), soft-capped."""
@@ -121,8 +140,14 @@ class Nodes:
             g.op("MatMul", block, self.matrix(f"{name}.gates.{j}", e, 2 * e))
             for j, block in enumerate(blocks)
         ]
+        return self.gate_halves(mapped, self.vector(f"{name}.gates.bias", 2 * s.lru_width))
+
+    def gate_halves(self, mapped: list[str], bias: str) -> tuple[str, str]:
+        """Each head's (r,2e/h), and the biases (2e), -> both gates' pre-activations (r,e)."""
+        g, s = self.g, self.shape
+        e = s.gate_width
         both = mapped[0] if s.heads == 1 else g.op("Concat", *mapped, axis=1)
-        both = g.op("Add", both, self.vector(f"{name}.gates.bias", 2 * s.lru_width))
+        both = g.op("Add", both, bias)
         halves = g.ops(
             "Split", g.op("Reshape", both, g.const([-1, s.heads, 2, e])), outputs=2, axis=2, num_outputs=2
         )

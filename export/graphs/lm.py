@@ -8,7 +8,7 @@ body is the step graph's own nodes. The recurrence is one node of the domain ``s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from onnx import TensorProto
@@ -19,6 +19,7 @@ from ..models.griffin import CONV_WIDTH, lm_state
 from .builder import BOOL, FLOAT, FLOAT16, INT64, GraphBuilder
 from .explicit import ObservingNodes
 from .griffin_nodes import Nodes, Ring
+from .recurrent_function import recurrent_step
 from .rglru_function import rglru_scan, rglru_step
 from .ring_function import ring_attend, ring_scan, scan_attention
 from .sampler import sample, sampler_inputs
@@ -26,7 +27,12 @@ from .transformer import nodes_of
 
 
 def build_lm_step(
-    shape: LMShape, stored: int = FLOAT, *, logits: bool = False, ring_op: bool = False
+    shape: LMShape,
+    stored: int = FLOAT,
+    *,
+    logits: bool = False,
+    ring_op: bool = False,
+    linear_op: bool = False,
 ) -> GraphBuilder:
     """Graph of one step.
 
@@ -34,9 +40,11 @@ def build_lm_step(
     (b), health (b) and the state. Inactive rows keep their state bit for bit; their health is 0.
     health is the largest |lru| over the layers, NaN when a state or probability is not finite.
     ``logits`` adds the debug output logits (b,v). ``ring_op`` makes the attention of each layer one node
-    (:mod:`.ring_function`), a kernel where a library brings one.
+    (:mod:`.ring_function`), a kernel where a library brings one; ``linear_op`` does so with each linear layer
+    (:mod:`.linear_function`), whose float matrices then lie output after output.
     """
-    return _build_step(nodes_of(GraphBuilder("lm_step"), shape, stored, ring_op=ring_op), logits=logits)
+    nodes = nodes_of(GraphBuilder("lm_step"), shape, stored, ring_op=ring_op, linear_op=linear_op)
+    return _build_step(nodes, logits=logits)
 
 
 def build_observed_step(shape: LMShape) -> tuple[GraphBuilder, dict[str, str]]:
@@ -58,6 +66,7 @@ def _build_step(n: Nodes, *, logits: bool = False) -> GraphBuilder:
     rotation = n.rotation(position) if "attention" in shape.blocks else None
     new: dict[str, str] = {}
     checks: list[str] = []
+    largest: list[str] = []
     written: list[tuple[str, Ring, str]] = []
     x = n.embed(token)
     for i, block in enumerate(shape.blocks):
@@ -65,20 +74,27 @@ def _build_step(n: Nodes, *, logits: bool = False) -> GraphBuilder:
         with g.scope(name):
             y = n.norm(x, f"{name}.temporal_norm")
             if block == "recurrent":
-                gate = n.activation(n.linear(y, f"{name}.linear_y", shape.width, shape.lru_width))
+                gate = n.activated_linear(y, f"{name}.linear_y", shape.width, shape.lru_width)
                 u = n.linear(y, f"{name}.linear_x", shape.width, shape.lru_width)
-                # A row at position 0 starts from nothing, whatever its slot holds.
-                old_conv = _cleared(g, first, state[f"{name}_conv"], 3)
-                taps = g.op("Concat", old_conv, g.op("Unsqueeze", u, g.const([1])), axis=1)
-                split = [g.op("Gather", taps, g.const(np.int64(j)), axis=1) for j in range(CONV_WIDTH)]
-                mixed = n.conv(split, name)
-                gates, decay = n.gates(mixed, f"{name}.lru"), n.decay(f"{name}.lru")
-                h, last = rglru_step(g, mixed, *gates, decay, state[f"{name}_lru"], position, active)
-                tail = g.op("Slice", taps, g.const([1]), g.const([CONV_WIDTH]), g.const([1]))
-                new[f"{name}_conv"] = n.keep(active, tail, state[f"{name}_conv"], 3)
-                new[f"{name}_lru"] = last
-                checks += [n.finite_zero(u), n.finite_zero(h)]
-                y = n.linear(g.op("Mul", h, gate), f"{name}.linear_out", shape.lru_width, shape.width)
+                conv, lru = state[f"{name}_conv"], state[f"{name}_lru"]
+                if n.linear_op:
+                    made = recurrent_step(n, u, gate, conv, lru, name, position, active)
+                    gated, most, new[f"{name}_conv"], new[f"{name}_lru"] = made
+                    largest.append(most)
+                else:
+                    # A row at position 0 starts from nothing, whatever its slot holds.
+                    taps = g.op(
+                        "Concat", _cleared(g, first, conv, 3), g.op("Unsqueeze", u, g.const([1])), axis=1
+                    )
+                    split = [g.op("Gather", taps, g.const(np.int64(j)), axis=1) for j in range(CONV_WIDTH)]
+                    mixed = n.conv(split, name)
+                    gates, decay = n.gates(mixed, f"{name}.lru"), n.decay(f"{name}.lru")
+                    h, new[f"{name}_lru"] = rglru_step(g, mixed, *gates, decay, lru, position, active)
+                    tail = g.op("Slice", taps, g.const([1]), g.const([CONV_WIDTH]), g.const([1]))
+                    new[f"{name}_conv"] = n.keep(active, tail, conv, 3)
+                    checks += [n.finite_zero(u), n.finite_zero(h)]
+                    gated = g.op("Mul", h, gate)
+                x = n.add_linear(x, gated, f"{name}.linear_out", shape.lru_width, shape.width)
             else:
                 q, k, v = n.qkv(y, name, rotation)
                 key, value = _ring(state, f"{name}_key"), _ring(state, f"{name}_value")
@@ -86,14 +102,13 @@ def _build_step(n: Nodes, *, logits: bool = False) -> GraphBuilder:
                     attended, seen = ring_attend(n, q, k, v, key, value, position, active)
                 else:
                     attended, scores = n.attend(q, k, v, key, value, column)
-                y = n.linear(attended, f"{name}.out", shape.heads * shape.head_dim, shape.width)
+                x = n.add_linear(x, attended, f"{name}.out", shape.heads * shape.head_dim, shape.width)
                 written += [(f"{name}_key", key, k), (f"{name}_value", value, v)]
                 # The scores stand for the keys in the ring: an infinite key may get no weight and so stay
                 # unseen in the output. An infinite value is always seen there.
                 checks += [seen] if n.ring_op else [n.finite_zero(scores), n.finite_zero(k), n.finite_zero(v)]
                 checks += n.unseen(attended)
-            x = g.op("Add", x, y)
-            x = g.op("Add", x, n.mlp(n.norm(x, f"{name}.channel_norm"), f"{name}.mlp"))
+            x = n.add_mlp(x, n.norm(x, f"{name}.channel_norm"), f"{name}.mlp")
     normed = n.norm(x, "final_norm")
     checks += n.unseen(normed)
     logit = n.logits(normed)
@@ -101,7 +116,7 @@ def _build_step(n: Nodes, *, logits: bool = False) -> GraphBuilder:
     new["position"] = g.op("Add", position, g.op("Cast", active, to=INT64))
     if shape.cache == "grow":
         checks += n.overflow(state["L00_key"], new["position"])
-    health = _health(g, shape, new, [*checks, finite])
+    health = _health(g, shape, new, [*checks, finite], largest)
     # Rings are written last, at slots that are known only once the step's result is: everything that reads
     # a ring has then run, so an engine may write it where it lies, and a step that fails has written none.
     # Health is never below zero, so what is added is zero; an engine cannot know that.
@@ -119,15 +134,18 @@ def _build_step(n: Nodes, *, logits: bool = False) -> GraphBuilder:
     return g
 
 
-def build_lm_chunk(shape: LMShape, stored: int = FLOAT, *, ring_op: bool = False) -> GraphBuilder:
+def build_lm_chunk(
+    shape: LMShape, stored: int = FLOAT, *, ring_op: bool = False, linear_op: bool = False
+) -> GraphBuilder:
     """Graph of one prefill chunk, the exact flavour.
 
     tokens (b,t), lengths (b) and the state -> health (b) and the state. Only the first ``lengths[b]``
     tokens of a row count; the others may be anything. A row of length 0 keeps its state bit for bit.
-    No token is sampled: the last prompt token goes through ``lm_step``. ``ring_op`` as in the step graph.
+    No token is sampled: the last prompt token goes through ``lm_step``. ``ring_op`` and ``linear_op`` as in the
+    step graph.
     """
     g = GraphBuilder("lm_chunk")
-    n = nodes_of(g, shape, stored, ring_op=ring_op)
+    n = nodes_of(g, shape, stored, ring_op=ring_op, linear_op=linear_op)
     tokens = g.input("tokens", INT64, ("b", "t"))
     lengths = g.input("lengths", INT64, ("b",))
     state = _state_inputs(g, shape)
@@ -168,7 +186,7 @@ def build_lm_chunk(shape: LMShape, stored: int = FLOAT, *, ring_op: bool = False
             y = n.norm(x, f"{name}.temporal_norm")
             if block == "recurrent":
                 e = shape.lru_width
-                gate = n.activation(n.linear(y, f"{name}.linear_y", shape.width, e))
+                gate = n.activated_linear(y, f"{name}.linear_y", shape.width, e)
                 u = n.linear(y, f"{name}.linear_x", shape.width, e)
                 u3 = g.op("Reshape", u, _by_time(g, steps, e))
                 old_conv = g.op("Transpose", _cleared(g, starts, state[f"{name}_conv"], 3), perm=[1, 0, 2])
@@ -183,7 +201,7 @@ def build_lm_chunk(shape: LMShape, stored: int = FLOAT, *, ring_op: bool = False
                 new[f"{name}_conv"] = n.keep(used, _last_taps(g, taps, lengths), state[f"{name}_conv"], 3)
                 new[f"{name}_lru"] = last
                 checks += [n.finite_zero(new[f"{name}_conv"]), n.finite_zero(last)]
-                y = n.linear(g.op("Mul", h, gate), f"{name}.linear_out", e, shape.width)
+                x = n.add_linear(x, g.op("Mul", h, gate), f"{name}.linear_out", e, shape.width)
             else:
                 q, k, v = n.qkv(y, name, rotation)
                 rings = _ring(state, f"{name}_key"), _ring(state, f"{name}_value")
@@ -196,10 +214,9 @@ def build_lm_chunk(shape: LMShape, stored: int = FLOAT, *, ring_op: bool = False
                     key, value, attended = scan_attention(n, q3, k4, v4, *rings, positions_3d, valid_3d)
                 new |= _named(f"{name}_key", key) | _named(f"{name}_value", value)
                 flat = g.op("Reshape", attended, g.const([-1, shape.heads * shape.head_dim]))
-                y = n.linear(flat, f"{name}.out", shape.heads * shape.head_dim, shape.width)
+                x = n.add_linear(x, flat, f"{name}.out", shape.heads * shape.head_dim, shape.width)
                 checks += [seen] if n.ring_op else n.ring_checks(key, value)
-            x = g.op("Add", x, y)
-            x = g.op("Add", x, n.mlp(n.norm(x, f"{name}.channel_norm"), f"{name}.mlp"))
+            x = n.add_mlp(x, n.norm(x, f"{name}.channel_norm"), f"{name}.mlp")
     new["position"] = g.op("Add", position, g.op("Max", lengths, g.const(np.int64(0))))
     if shape.cache == "grow":
         checks += n.overflow(state["L00_key"], new["position"])
@@ -260,9 +277,11 @@ def _last_taps(g: GraphBuilder, taps: str, lengths: str) -> str:
     return g.op("GatherND", batch_first, index, batch_dims=1)
 
 
-def _health(g: GraphBuilder, shape: LMShape, new: dict[str, str], checks: list[str]) -> str:
-    """Largest |lru| of each row over the layers, plus the checks (0 or NaN)."""
-    norms = [
+def _health(
+    g: GraphBuilder, shape: LMShape, new: dict[str, str], checks: list[str], largest: Sequence[str] = ()
+) -> str:
+    """Largest |lru| of each row over the layers, plus the checks (0 or NaN); ``largest`` where it is known already."""
+    norms = list(largest) or [
         g.op("ReduceMax", g.op("Abs", new[s.name]), g.const([1]), keepdims=0)
         for s in lm_state(shape)
         if s.kind == "lru"

@@ -51,6 +51,10 @@ class QuantizedNodes(Nodes):
         """A (rows, columns) weight that stays float32: the gates."""
         return self.vector(name, rows, columns)
 
+    def raw_matrix(self, name: str, *sizes: int) -> str:
+        """See :meth:`matrix`."""
+        return self.vector(name, *sizes)
+
 
 @dataclass(frozen=True)
 class BlockNodes(QuantizedNodes):

@@ -15,6 +15,7 @@ from speechssm.bundle.shapes import LMShape
 from .builder import GraphBuilder
 from .explicit import QDQ_FP8, QDQ_INT8, ExplicitNodes
 from .griffin_nodes import Nodes
+from .linear_function import linear_nodes
 from .quantized import BlockNodes, DynamicNodes, nodes_class
 
 
@@ -73,7 +74,13 @@ _GROWING: dict[type[Nodes], type[Nodes]] = {
 }
 
 
-def nodes_of(g: GraphBuilder, shape: LMShape, stored: int, *, ring_op: bool = False) -> Nodes:
-    """The nodes that a shape's cache and a storage type ask for; ``ring_op`` is :attr:`.Nodes.ring_op`."""
+def nodes_of(
+    g: GraphBuilder, shape: LMShape, stored: int, *, ring_op: bool = False, linear_op: bool = False
+) -> Nodes:
+    """The nodes that a shape's cache and a storage type ask for; ``ring_op`` is :attr:`.Nodes.ring_op`.
+
+    ``linear_op`` makes linear layers operators (:mod:`.linear_function`).
+    """
     kind = ExplicitNodes if stored in (QDQ_INT8, QDQ_FP8) else nodes_class(stored)
-    return (_GROWING[kind] if shape.cache == "grow" else kind)(g, shape, stored, ring_op=ring_op)
+    kind = _GROWING[kind] if shape.cache == "grow" else kind
+    return (linear_nodes(kind, stored) if linear_op else kind)(g, shape, stored, ring_op=ring_op)

@@ -15,6 +15,7 @@ from speechssm.export.graphs.lm import build_lm_chunk, build_lm_step
 from speechssm.export.graphs.lm_weights import lm_weights
 from speechssm.export.models.griffin import Griffin, lm_state
 from speechssm.export.package import write_graph, write_parts
+from speechssm.export.storage import STORED, Storage, stored_weights
 from speechssm.runtime.lm import LanguageModel
 
 State = dict[str, np.ndarray]
@@ -109,17 +110,21 @@ def toy_lm(
     *,
     threads: int = 1,
     ring_op: bool = False,
+    linear_op: bool = False,
+    storage: Storage = "float32",
     library: Path | None = None,
 ) -> ToyLM:
     """Export a shaken model of ``shape`` into ``folder`` and load its graphs, with native operators or without."""
     folder.mkdir(parents=True, exist_ok=True)
     model = shaken(shape, seed)
+    stored, ops = STORED[storage], {"ring_op": ring_op, "linear_op": linear_op}
     builders = {
-        "lm_debug": build_lm_step(shape, logits=True, ring_op=ring_op),
-        "lm_step": build_lm_step(shape, ring_op=ring_op),
-        "lm_chunk": build_lm_chunk(shape, ring_op=ring_op),
+        "lm_debug": build_lm_step(shape, stored, logits=True, **ops),
+        "lm_step": build_lm_step(shape, stored, **ops),
+        "lm_chunk": build_lm_chunk(shape, stored, **ops),
     }
-    write_parts(folder, builders, {"lm": lm_weights(model)})
+    weights = stored_weights(shape, lm_weights(model), storage, linear_op=linear_op)
+    write_parts(folder, builders, {"lm": weights})
     graphs = {}
     options = OrtOptions(threads=threads, custom_ops=library)
     for name, builder in builders.items():

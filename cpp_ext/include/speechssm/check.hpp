@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "speechssm/conv4_api.h"
+#include "speechssm/linear_api.h"
 #include "speechssm/rglru_api.h"
 #include "speechssm/ring_api.h"
 
@@ -92,6 +93,27 @@ inline std::int32_t check(const speechssm_ring* call) {
         std::int64_t width, token_stride, row_stride;
     } vectors = {c.tokens, c.rows, 1, c.token_stride, c.row_stride};
     return separate(vectors) ? SPEECHSSM_OK : SPEECHSSM_BAD_STRIDE;
+}
+
+inline std::int64_t linear_workspace_bytes(std::int64_t rows, std::int64_t fan_in) {
+    constexpr std::int64_t block = SPEECHSSM_LINEAR_BLOCK;
+    if (rows < 1 || fan_in < 1) return 0;
+    return rows * ((fan_in + block - 1) / block) * (block * 5 + 8);  // float32, int8; a scale and a sum a block
+}
+
+inline std::int32_t check(const speechssm_linear* call) {
+    if (call == nullptr) return SPEECHSSM_NULL_POINTER;
+    if (call->struct_bytes != sizeof(speechssm_linear)) return SPEECHSSM_BAD_STRUCT;
+    const speechssm_linear& c = *call;
+    if (c.rows < 0 || c.fan_in < 1 || c.fan_out < 1) return SPEECHSSM_BAD_SHAPE;
+    if ((c.x_stride && c.x_stride < c.fan_in) || (c.y_stride && c.y_stride < c.fan_out)) return SPEECHSSM_BAD_STRIDE;
+    const bool blocks = c.stored == SPEECHSSM_BLOCKS8 || c.stored == SPEECHSSM_BLOCKS4;
+    if (!blocks && (c.stored < SPEECHSSM_F32 || c.stored > SPEECHSSM_BF16)) return SPEECHSSM_BAD_STORAGE;
+    if (c.activation < SPEECHSSM_NO_ACTIVATION || c.activation > SPEECHSSM_SILU) return SPEECHSSM_BAD_STORAGE;
+    if (c.rows == 0) return SPEECHSSM_OK;
+    if (!c.x || !c.weight || !c.y || !c.workspace) return SPEECHSSM_NULL_POINTER;
+    if (blocks && (!c.scale || (c.times && !c.times_scale))) return SPEECHSSM_NULL_POINTER;
+    return c.workspace_bytes < linear_workspace_bytes(c.rows, c.fan_in) ? SPEECHSSM_SMALL_WORKSPACE : SPEECHSSM_OK;
 }
 
 }  // namespace speechssm

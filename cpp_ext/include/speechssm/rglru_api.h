@@ -70,7 +70,8 @@ enum {
     SPEECHSSM_LAUNCH_FAILED = 9,
     SPEECHSSM_NO_SUCH_VERSION = 10,
     SPEECHSSM_BAD_HEADS = 11,
-    SPEECHSSM_BAD_RING = 12
+    SPEECHSSM_BAD_RING = 12,
+    SPEECHSSM_BAD_STORAGE = 13
 };
 
 SPEECHSSM_EXPORT const char* speechssm_status_text(int32_t status);

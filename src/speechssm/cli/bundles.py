@@ -79,6 +79,12 @@ def export(
         bool,
         typer.Option("--ring-op", help="Attention as one node: a kernel where --native brings it."),
     ] = False,
+    linear_op: Annotated[
+        bool,
+        typer.Option(
+            "--linear-op", help="Linear layers, and a recurrence with all around it, as one node each, likewise."
+        ),
+    ] = False,
     tokenizer: _Part = None,
     acoustic: _Part = None,
     codec: _Part = None,
@@ -172,6 +178,7 @@ def export(
             storage=dtype.value,
             ring=ring.value,
             ring_op=ring_op,
+            linear_op=linear_op,
             overwrite=overwrite,
             rollout=rollout,
         )
@@ -185,6 +192,7 @@ def export(
             storage=dtype.value,
             ring=ring.value,
             ring_op=ring_op,
+            linear_op=linear_op,
             overwrite=overwrite,
             rollout=rollout,
             transformer=None if transformer is None else transformer.value,
