@@ -108,7 +108,7 @@ def _refuse_foreign(graph: str, model: ModelProto) -> None:
         if node.domain not in ("", "ai.onnx", DOMAIN):
             raise EngineError(
                 f"graph {graph} uses {node.domain}::{node.op_type}, an operator only ONNX Runtime has: export the "
-                "model with --dtype float32, float16 or bfloat16"
+                "model with --dtype float32, float16, bfloat16, qdq_int8 or qdq_fp8"
             )
 
 
