@@ -131,6 +131,23 @@ def test_explicitly_quantized_engines(storage: Storage, ring: str, here: Environ
         assert layers["DEQUANTIZE"] == count + layers["QUANTIZE"]
 
 
+@pytest.mark.parametrize("ring", ["float32", "float16", "int8"])
+def test_attention_exported_as_an_operator(ring: str, here: Environment, tmp_path: Path) -> None:
+    shape = TINY.model_copy(update={"ring": ring})
+    export_models(
+        f"ring-op-{ring}", {"lm": shape}, {"lm": seeded_griffin(shape, 1)}, tmp_path / "b", about="", rollout=8,
+        threads=1, ring_op=True,
+    )  # fmt: skip
+    bundle = open_bundle(tmp_path / "b")
+    made = build(bundle, tmp_path / "e", here, "lm_step", "lm_chunk", precision="bfloat16")
+    assert [b.layers["PLUGIN_V3"] for b in made.values()] == [5, 5]  # four of recurrence, one of attention
+    assert "TRIP_LIMIT" not in made["lm_chunk"].layers  # no loop is left
+    (aliased,) = build(bundle, tmp_path / "e", here, "lm_step", aliased=True).values()
+    assert aliased.layers["PLUGIN_V3"] == 5
+    written = build(bundle, tmp_path / "e", here, "lm_step", "lm_chunk", plugin=False, precision="bfloat16")
+    assert not any("PLUGIN_V3" in b.layers for b in written.values())
+
+
 @pytest.mark.slow
 def test_a_step_engine_of_300_mb(here: Environment, tmp_path: Path) -> None:
     shape = LMShape(
