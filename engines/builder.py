@@ -79,7 +79,7 @@ def find_environment(flavour: Flavour, plugin: Path | None) -> Environment:
 
 
 def uses_plugin(bundle: Bundle, graph: str, settings: BuildSettings) -> bool:
-    """Whether the engine of ``graph`` has the recurrence as a node of ours."""
+    """Whether the engine of ``graph`` has the recurrence, and attention exported as an operator, as nodes of ours."""
     recurrent = "recurrent" in bundle.manifest.lm.shape.blocks
     return settings.plugin and recurrent and graph in RECURRENT_GRAPHS
 
@@ -210,9 +210,11 @@ def _builder(
                 "output": str(work / "engine.bin"),
             }
             built = run_build(here.vendor, job, f"graph {graph}", progress)
-        if plugin and "PLUGIN_V3" not in built.layers:
+        found = built.layers.get("PLUGIN_V3", 0)
+        if found != made.plugin_nodes:
             raise EngineError(
-                f"{settings.engine} took graph {graph} without the plugin: its layers are {', '.join(built.layers)}"
+                f"{settings.engine} took {found} of {made.plugin_nodes} nodes of graph {graph} for the plugin's: its "
+                f"layers are {', '.join(built.layers)}"
             )
         spent.append(built.seconds)
         return built.layers

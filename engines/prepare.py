@@ -4,7 +4,7 @@ What changes, and nothing else:
 
 * the model-local function of an operator that a plugin brings is taken out (TensorRT-RTX 1.7 imports a
   function in place of a plugin of its name), or stays where there is no plugin;
-* attention that was exported as an operator is written out as the nodes of its function: no plugin has it;
+* without the plugin, attention that was exported as an operator is written out as the nodes of its function;
 * in float16 or bfloat16, every product with a constant weight casts its input down and its result up, and
   its weight is stored narrow. Networks are strongly typed, so the types written here are what runs:
   products in the narrow type; norms, gates, recurrence, softmax, sampler and all state in float32. The
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 Precision = Literal["float32", "float16", "bfloat16"]
-PREPARATION = "1"
+PREPARATION = "2"
 """Part of every engine's key: a change of what this module writes makes older engines stale."""
 DOMAIN = "speechssm"
-PLUGINS = frozenset({"RGLRUStep", "RGLRUScan"})
-"""Operators of ours that a TensorRT plugin brings."""
+ATTENTION = frozenset({"RingAttend", "RingScan", "RingAttendInt8", "RingScanInt8"})
+"""Operators of an export with ``--ring-op``."""
 MODEL, WEIGHTS = "model.onnx", "weights.bin"
 _ALIGN = 256
 _KEPT = ".gates."
@@ -63,7 +63,8 @@ def prepare(
     """Write ``graph`` of ``bundle`` into ``folder`` as one model and its weights.
 
     ``plugin`` takes the functions of our operators out, ``aliased`` asks the step's recurrence to write
-    its state in place, ``foreign`` lets operators of other domains through (ONNX Runtime has them).
+    its state in place (a step's attention writes none), ``foreign`` lets operators of other domains through
+    (ONNX Runtime has them).
     Raises EngineError when the onnx package is missing, the graph cannot be built for this engine, or a
     weight does not fit float16.
     """
@@ -72,13 +73,14 @@ def prepare(
     model = onnx.load(path, load_external_data=False)
     if not foreign:
         _refuse_foreign(graph, model)
-    model = _written_out(model)
-    count = sum(node.domain == DOMAIN for node in model.graph.node)
     if plugin:
         _strip_functions(model)
+    else:
+        model = _written_out(model)
+    count = sum(node.domain == DOMAIN for node in model.graph.node)
     if aliased:
         for node in model.graph.node:
-            if node.domain == DOMAIN:
+            if node.domain == DOMAIN and node.op_type not in ATTENTION:
                 node.attribute.append(onnx.helper.make_attribute("aliased", 1))
     narrow = _Narrowing(model, precision) if precision != "float32" else None
     if narrow is not None:
@@ -108,15 +110,15 @@ def _refuse_foreign(graph: str, model: ModelProto) -> None:
         if node.domain not in ("", "ai.onnx", DOMAIN):
             raise EngineError(
                 f"graph {graph} uses {node.domain}::{node.op_type}, an operator only ONNX Runtime has: export the "
-                "model with --dtype float32, float16 or bfloat16"
+                "model with --dtype float32, float16, bfloat16, qdq_int8 or qdq_fp8"
             )
 
 
 def _written_out(model: ModelProto) -> ModelProto:
-    """``model`` with every function of ours put in place of its calls, but for the recurrence's."""
+    """``model`` with attention's functions put in place of their calls; the recurrence keeps its own."""
     from onnx.inliner import inline_selected_functions
 
-    names = [(f.domain, f.name) for f in model.functions if f.domain == DOMAIN and f.name not in PLUGINS]
+    names = [(f.domain, f.name) for f in model.functions if f.domain == DOMAIN and f.name in ATTENTION]
     if not names:
         return model
     written: ModelProto = inline_selected_functions(model, names)

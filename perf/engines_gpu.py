@@ -65,8 +65,13 @@ def device_tests() -> Report:
     return {"exit": done.returncode, "said": done.stdout.strip().splitlines()[-3:]}
 
 
-def engine_steps(flavour: str, preset: str, precision: str, rows: int, steps: int, **more: Any) -> Report:
-    """Build a preset's step, check its tokens against ONNX Runtime's CPU provider where small, and time it."""
+def engine_steps(
+    flavour: str, preset: str, precision: str, rows: int, steps: int, *, ring_op: bool = False, **more: Any
+) -> Report:
+    """Build a preset's step, check its tokens against ONNX Runtime's CPU provider where small, and time it.
+
+    ``ring_op`` exports attention as an operator, which the plugin has as it has the recurrence.
+    """
     from speechssm.bundle import open_bundle
     from speechssm.cpp_ext.build import find_library
     from speechssm.engines.builder import build_engines, find_environment
@@ -79,7 +84,7 @@ def engine_steps(flavour: str, preset: str, precision: str, rows: int, steps: in
     with tempfile.TemporaryDirectory() as folder:
         bundle_folder, engines = Path(folder) / "bundle", Path(folder) / "engines"
         stored = "bfloat16" if precision == "bfloat16" else "float32"
-        export_preset(preset, bundle_folder, seed=0, storage=stored, rollout=4)  # type: ignore[arg-type]
+        export_preset(preset, bundle_folder, seed=0, storage=stored, rollout=4, ring_op=ring_op)  # type: ignore[arg-type]
         bundle = open_bundle(bundle_folder)
         plugin = find_library("ort" if flavour == "onnxruntime-cuda" else "trt")
         settings = BuildSettings(engine=flavour, precision=precision, **more)  # type: ignore[arg-type]
@@ -100,6 +105,8 @@ def engine_steps(flavour: str, preset: str, precision: str, rows: int, steps: in
             "preset": preset,
             "precision": precision,
             "rows": rows,
+            "ring_op": ring_op,
+            "plugin_layers": made.layers.get("PLUGIN_V3", 0),
             "engine_bytes": made.size_bytes,
             "build_s": made.seconds,
             "step_us": 1e6 * float(np.median(times)),
@@ -170,6 +177,13 @@ def parts(out: Path, quick: bool) -> list[tuple[str, Callable[[], Report]]]:
             for name, f, p, a in small
         ),
     ]
+    for name in ("tensorrt-rtx", "tensorrt"):
+        made.append(
+            (
+                f"{name} demo, attention by the plugin",
+                lambda f=name: engine_steps(f, "demo", "float32", 3, 200, ring_op=True),  # type: ignore[misc]
+            )
+        )
     if not quick:
         for rows in (1, 64):
             made.append(

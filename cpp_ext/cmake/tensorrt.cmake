@@ -17,7 +17,7 @@ if(SPEECHSSM_TENSORRT OR SPEECHSSM_HARNESS)
   endif()
 
   function(add_plugin name)
-    add_library(${name} SHARED trt/plugin.cpp trt/creators.cpp trt/log.cpp $<TARGET_OBJECTS:host_objects>)
+    add_library(${name} SHARED trt/rglru_plugin.cpp trt/ring_plugin.cpp trt/creators.cpp trt/log.cpp $<TARGET_OBJECTS:host_objects>)
     target_include_directories(${name} SYSTEM PRIVATE ${TENSORRT_INCLUDE} ${CUDA_RUNTIME_INCLUDE})
   endfunction()
 
@@ -30,7 +30,8 @@ if(SPEECHSSM_TENSORRT OR SPEECHSSM_HARNESS)
   if(SPEECHSSM_HARNESS)
     add_plugin(speechssm_trt_host)
     target_compile_definitions(speechssm_trt_host PRIVATE SPEECHSSM_HOST_LAUNCHERS)
-    add_executable(speechssm_trt_harness trt/harness.cpp)
+    add_executable(speechssm_trt_harness trt/harness.cpp trt/harness_engine.cpp trt/harness_rglru.cpp
+                   trt/harness_ring.cpp)
     target_include_directories(speechssm_trt_harness SYSTEM PRIVATE ${TENSORRT_INCLUDE} ${CUDA_RUNTIME_INCLUDE})
     target_link_libraries(speechssm_trt_harness PRIVATE ${CMAKE_DL_LIBS})
   endif()

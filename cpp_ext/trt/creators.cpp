@@ -5,16 +5,20 @@
 namespace {
 
 using namespace nvinfer1;
-using speechssm_trt::Kind;
+using speechssm_trt::Operator;
 
 class Creator final : public IPluginCreatorV3One {
 public:
-    explicit Creator(Kind kind) : kind_(kind) {}
+    explicit Creator(const Operator& op) : op_(op) {}
 
     IPluginV3* createPlugin(const char*, const PluginFieldCollection* fields, TensorRTPhase phase) noexcept override {
         speechssm_trt::Options options;
         if (!speechssm_trt::read_options(fields, phase == TensorRTPhase::kBUILD, &options)) return nullptr;
-        return speechssm_trt::make_plugin(kind_, options);
+        if (options.aliased && !op_.aliases) {
+            speechssm_trt::refuse(op_.name, "it writes no state, so there is nothing to alias: aliased must be 0");
+            return nullptr;
+        }
+        return op_.make(options);
     }
 
     const PluginFieldCollection* getFieldNames() noexcept override {
@@ -24,20 +28,23 @@ public:
         return &collection;
     }
 
-    const char* getPluginName() const noexcept override { return speechssm_trt::name_of(kind_); }
+    const char* getPluginName() const noexcept override { return op_.name; }
     const char* getPluginVersion() const noexcept override { return speechssm_trt::kVersion; }
     const char* getPluginNamespace() const noexcept override { return speechssm_trt::kNamespace; }
 
 private:
-    const Kind kind_;
+    const Operator& op_;
 };
 
 }  // namespace
 
 extern "C" SPEECHSSM_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(std::int32_t& count) {
-    static Creator step{Kind::step}, scan{Kind::scan};
-    static nvinfer1::IPluginCreatorInterface* const creators[] = {&step, &scan};
-    count = 2;
+    using speechssm_trt::kRglru, speechssm_trt::kRing;
+    static Creator rglru[] = {Creator(kRglru[0]), Creator(kRglru[1])};
+    static Creator ring[] = {Creator(kRing[0]), Creator(kRing[1]), Creator(kRing[2]), Creator(kRing[3])};
+    static nvinfer1::IPluginCreatorInterface* const creators[] = {&rglru[0], &rglru[1], &ring[0],
+                                                                  &ring[1],  &ring[2],  &ring[3]};
+    count = 6;
     return creators;
 }
 

@@ -3,6 +3,7 @@
 
 #include "speechssm/check.hpp"
 #include "speechssm/rglru_api.h"
+#include "speechssm/ring_api.h"
 #if !defined(SPEECHSSM_HOST_LAUNCHERS)
 #include "speechssm/cuda_api.h"
 #endif
@@ -12,12 +13,16 @@ namespace speechssm_trt {
 #if defined(SPEECHSSM_HOST_LAUNCHERS)
 inline std::int32_t launch_step(const speechssm_rglru& call, void*) { return speechssm_rglru_step_host(&call); }
 inline std::int32_t launch_scan(const speechssm_rglru& call, void*) { return speechssm_rglru_scan_host(&call, 2); }
+inline std::int32_t launch_ring(const speechssm_ring& call, void*) { return speechssm_ring_host(&call, 1); }
 #else
 inline std::int32_t launch_step(const speechssm_rglru& call, void* stream) {
     return speechssm_rglru_step_cuda(&call, 0, stream);
 }
 inline std::int32_t launch_scan(const speechssm_rglru& call, void* stream) {
     return speechssm_rglru_scan_cuda(&call, 0, stream);
+}
+inline std::int32_t launch_ring(const speechssm_ring& call, void* stream) {
+    return speechssm_ring_cuda(&call, 1, stream);  // 2 sums in another order than a chunk does
 }
 #endif
 

@@ -10,6 +10,16 @@ namespace speechssm_trt {
 namespace {
 std::atomic<nvinfer1::ILoggerFinder*> logger_finder{nullptr};
 thread_local char last_error[400] = "";
+
+int deliver() noexcept {
+    nvinfer1::ILoggerFinder* finder = logger_finder.load();
+    nvinfer1::ILogger* logger = finder ? finder->findLogger() : nullptr;
+    if (logger)
+        logger->log(nvinfer1::ILogger::Severity::kERROR, last_error);
+    else  // TensorRT-RTX 1.7 hands out a finder that finds none; the sentence must not be lost
+        std::fprintf(stderr, "speechssm plugin: %s\n", last_error);
+    return -1;
+}
 }  // namespace
 
 void set_logger_finder(nvinfer1::ILoggerFinder* finder) noexcept { logger_finder.store(finder); }
@@ -19,13 +29,16 @@ int report(const char* format, ...) noexcept {
     va_start(words, format);
     std::vsnprintf(last_error, sizeof last_error, format, words);
     va_end(words);
-    nvinfer1::ILoggerFinder* finder = logger_finder.load();
-    nvinfer1::ILogger* logger = finder ? finder->findLogger() : nullptr;
-    if (logger)
-        logger->log(nvinfer1::ILogger::Severity::kERROR, last_error);
-    else  // TensorRT-RTX 1.7 hands out a finder that finds none; the sentence must not be lost
-        std::fprintf(stderr, "speechssm plugin: %s\n", last_error);
-    return -1;
+    return deliver();
+}
+
+bool refuse(const char* name, const char* format, ...) noexcept {
+    const int named = std::snprintf(last_error, sizeof last_error, "%s: ", name);
+    va_list words;
+    va_start(words, format);
+    std::vsnprintf(last_error + named, sizeof last_error - static_cast<std::size_t>(named), format, words);
+    va_end(words);
+    return deliver() == 0;
 }
 
 }  // namespace speechssm_trt

@@ -18,7 +18,7 @@ constexpr std::int32_t kSchema = 1;
 
 struct Options {
     std::int32_t schema = kSchema;
-    std::int32_t aliased = 0;  // 1: state_out is the state input's memory
+    std::int32_t aliased = 0;  // 1: outputs of state are their inputs' memory
 };
 
 inline bool read_int(const nvinfer1::PluginField& field, std::int32_t* out) {

@@ -49,10 +49,11 @@ def main():
             tensor = network.get_input(i)
             if -1 not in tensor.shape:
                 continue
-            dims = tuple(tensor.shape)
-            most = {3: (chosen.tokens, chosen.rows), 2: (chosen.rows,), 1: (chosen.rows,)}[len(dims)]
-            high = most + dims[len(most) :]
-            profile.set_shape(tensor.name, (1,) * len(most) + dims[len(most) :], high, high)
+            largest = {"t": chosen.tokens, "b": chosen.rows}
+            dims = [(size, tensor.get_dimension_name(axis)) for axis, size in enumerate(tensor.shape)]
+            low = tuple(1 if size < 0 else size for size, _ in dims)
+            high = tuple(largest[letter] if size < 0 else size for size, letter in dims)
+            profile.set_shape(tensor.name, low, high, high)
         config.add_optimization_profile(profile)
         if chosen.aliased:
             config.set_preview_feature(trt.PreviewFeature.ALIASED_PLUGIN_IO_10_03, True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -127,16 +128,24 @@ def test_an_export_with_the_operator_is_a_bundle_like_any(library, tmp_path):
     assert names == {"RGLRUStep", "RingAttend"}
 
 
-def test_engines_get_attention_written_out(tmp_path: Path):
+@pytest.mark.parametrize("graph", ["lm_step", "lm_chunk"])
+def test_engines_get_attention_from_the_plugin_or_written_out(graph: str, tmp_path: Path):
     export_preset("tiny", tmp_path / "out", ring_op=True, rollout=20, threads=1)
     bundle = open_bundle(tmp_path / "out")
-    for graph in ("lm_step", "lm_chunk"):
-        made = prepare(bundle, graph, tmp_path / graph, plugin=True)
+    blocks = bundle.manifest.lm.shape.blocks
+    kind = "Step" if graph == "lm_step" else "Scan"
+    ours = {f"RGLRU{kind}": blocks.count("recurrent")}
+    attention = {"RingAttend" if kind == "Step" else "RingScan": blocks.count("attention")}
+    aliased = kind == "Step"
+    for plugin, wanted in ((True, ours | attention), (False, ours)):
+        made = prepare(bundle, graph, tmp_path / str(plugin), plugin=plugin, aliased=plugin and aliased)
         model = onnx.load(made.path, load_external_data=False)
-        ours = {n.op_type for n in model.graph.node if n.domain == "speechssm"}
-        assert ours == {"RGLRUStep" if graph == "lm_step" else "RGLRUScan"}
-        assert not model.functions
-        assert made.plugin_nodes == bundle.manifest.lm.shape.blocks.count("recurrent")
+        nodes = [n for n in model.graph.node if n.domain == "speechssm"]
+        assert Counter(n.op_type for n in nodes) == wanted
+        assert made.plugin_nodes == (sum(wanted.values()) if plugin else 0)
+        assert [f.name for f in model.functions] == ([] if plugin else list(ours))
+        # A step's attention writes no ring: only the recurrence has something to alias.
+        assert {n.op_type for n in nodes if n.attribute} == (set(ours) if plugin and aliased else set())
 
 
 def test_heads_wider_than_the_kernels_are_refused():

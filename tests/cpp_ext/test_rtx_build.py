@@ -16,12 +16,14 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from speechssm.cpp_ext.build import library_file
 from speechssm.export.graphs.builder import BOOL, FLOAT, FLOAT16, INT64, GraphBuilder
 from speechssm.export.graphs.rglru_function import DOMAIN, SCAN, STEP
 from tests.cpp_ext.conftest import built
+from tests.cpp_ext.ring_graphs import node_model, shape_of
 
 pytestmark = pytest.mark.rtx
 
@@ -62,6 +64,15 @@ def model(kind: str, dtype: int = FLOAT, width: int = 96, **attributes: int) -> 
     return bytes(g.model().SerializeToString())
 
 
+def ring_model(kind: str, ring: str = "float32", **attributes: int | str) -> bytes:
+    """One ``attend`` or ``scan`` node, its function taken out as well."""
+    made = node_model(kind, shape_of(4, 2, 8, 16, ring))
+    del made.functions[:]
+    for node in made.graph.node:
+        node.attribute.extend(onnx.helper.make_attribute(name, value) for name, value in attributes.items())
+    return bytes(made.SerializeToString())
+
+
 def build(links: Path, folder: Path, content: bytes, *options: str) -> dict:
     path = folder / "model.onnx"
     path.write_bytes(content)
@@ -84,9 +95,10 @@ def test_an_engine_with_the_plugin_is_built(links, plugin, tmp_path, kind, dtype
 
 def test_the_plugin_on_cuda_kernels_is_built_in_too(links, tmp_path):
     cuda_plugin = built("tensorrt") / library_file("trt")
-    result = build(links, tmp_path, model("scan"), "--plugin", str(cuda_plugin))
-    assert "PLUGIN_V3" in result["layers"]
-    assert result["bytes"] > 50_000, result["errors"]
+    for content in (model("scan"), ring_model("attend"), ring_model("scan", "int8")):
+        result = build(links, tmp_path, content, "--plugin", str(cuda_plugin))
+        assert "PLUGIN_V3" in result["layers"]
+        assert result["bytes"] > 50_000, result["errors"]
 
 
 @pytest.mark.parametrize("kind", ["step", "scan"])
@@ -96,6 +108,37 @@ def test_aliased_state_needs_the_preview_feature(links, plugin, tmp_path, kind):
     assert any("ALIASED_PLUGIN_IO_10_03" in e for e in refused["errors"])
     taken = build(links, tmp_path, model(kind, aliased=1), "--plugin", str(plugin), "--aliased")
     assert taken["bytes"] > 50_000, taken["errors"]
+
+
+@pytest.mark.parametrize("ring", ["float32", "float16", "int8"])
+@pytest.mark.parametrize("kind", ["attend", "scan"])
+def test_an_engine_with_the_attention_ring_is_built(links, plugin, tmp_path, kind, ring):
+    result = build(links, tmp_path, ring_model(kind, ring), "--plugin", str(plugin))
+    assert result["parsed"], result["errors"]
+    assert result["layers"].count("PLUGIN_V3") == 1
+    assert result["errors"] == []
+    assert result["bytes"] > 50_000
+
+
+@pytest.mark.parametrize("ring", ["float32", "int8"])
+def test_a_chunks_rings_may_be_written_in_place(links, plugin, tmp_path, ring):
+    options = ("--plugin", str(plugin), "--aliased")
+    result = build(links, tmp_path, ring_model("scan", ring, aliased=1), *options)
+    assert result["bytes"] > 50_000, result["errors"]
+    refused = build(links, tmp_path, ring_model("attend", ring, aliased=1), *options)
+    assert refused["bytes"] == 0
+    assert "writes no state" in refused["plugin_error"]
+
+
+def test_a_ring_of_another_type_is_refused(links, plugin, tmp_path):
+    """Numbers of eight bits need the form with scales, which in turn takes nothing else."""
+    model = onnx.load_from_string(ring_model("attend", "int8"))
+    for value in model.graph.input:
+        if value.name in ("key", "value"):
+            value.type.tensor_type.elem_type = FLOAT
+    result = build(links, tmp_path, bytes(model.SerializeToString()), "--plugin", str(plugin))
+    assert result["bytes"] == 0
+    assert "RingAttendInt8: input 3 has a type" in result["plugin_error"]
 
 
 def test_what_is_wrong_is_said(links, plugin, tmp_path):
@@ -110,5 +153,5 @@ def test_what_is_wrong_is_said(links, plugin, tmp_path):
         assert result["bytes"] == 0
         assert words in result["plugin_error"]  # RTX says only that it could not create the plugin
         assert words in result["stderr"]
-    newer = build(links, tmp_path, model("step", plugin_version="2"), "--plugin", str(plugin))
-    assert not newer["parsed"]
+    for newer in (model("step", plugin_version="2"), ring_model("scan", plugin_version="2")):
+        assert not build(links, tmp_path, newer, "--plugin", str(plugin))["parsed"]

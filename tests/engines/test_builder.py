@@ -11,12 +11,13 @@ import pytest
 
 from speechssm.bundle import Bundle, open_bundle
 from speechssm.cli import app
+from speechssm.engines import builder
 from speechssm.engines.builder import Environment, build_engines, engine_key, find_engine, find_environment
 from speechssm.engines.explain import explain
 from speechssm.engines.index import INDEX, BuildSettings, command, read_index
 from speechssm.engines.key import REASONS, AxisRange
 from speechssm.engines.profiles import Profiles
-from speechssm.engines.vendor import find_vendor, run_build
+from speechssm.engines.vendor import Built, find_vendor, run_build
 from speechssm.errors import BundleError, EngineError
 from tests.engines.vendor_double import use_double
 
@@ -179,6 +180,15 @@ def test_a_plugin_of_another_version_is_said(bundle: Bundle, here: Environment, 
     job = {"module": "tensorrt_rtx", "model": str(made.path), "plugin": "", "output": str(tmp_path / "e")}
     with pytest.raises(EngineError, match=r"Plugin not found.*speechssm ext build tensorrt"):
         run_build(here.vendor, job, "graph lm_step")
+
+
+def test_a_node_that_the_plugin_did_not_take_is_said(
+    bundle: Bundle, here: Environment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(builder, "run_build", lambda *_: Built({"PLUGIN_V3": 3, "MATMUL": 9}, 0.1, False))
+    with pytest.raises(EngineError, match=r"took 3 of 4 nodes of graph lm_step for the plugin's.*MATMUL"):
+        list(build_engines(bundle, RTX, tmp_path, here, graphs=["lm_step"]))
+    assert not (tmp_path / "engines.json").exists()
 
 
 def test_a_bad_profile_is_said(bundle: Bundle, here: Environment, tmp_path: Path) -> None:

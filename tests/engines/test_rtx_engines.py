@@ -1,12 +1,16 @@
 """TensorRT-RTX really builds the engines of whole bundles, on a machine without a GPU.
 
 It is found as users' is: ``SPEECHSSM_TENSORRT_PYTHON``, or the environment of tests/cpp_ext/test_rtx_build.py.
+``pytest -m rtx -s`` prints size, time and layers of each engine.
 Building is all that can be shown here; running an engine needs a device.
 """
 
 from __future__ import annotations
 
 import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import onnx
@@ -14,6 +18,7 @@ import pytest
 
 from speechssm.bundle import Bundle, open_bundle
 from speechssm.bundle.shapes import LMShape, griffin_blocks
+from speechssm.bundle.shipped import VOICE
 from speechssm.cpp_ext.build import library_file
 from speechssm.engines.builder import BuiltGraph, Environment, build_engines, find_environment
 from speechssm.engines.explain import explain
@@ -24,7 +29,9 @@ from speechssm.engines.vendor import PYTHON_VARIABLE, run_build
 from speechssm.errors import EngineError
 from speechssm.export.checkpoints.seeded import seeded_griffin
 from speechssm.export.exporter import export_models, export_preset
+from speechssm.export.storage import Storage
 from tests.cpp_ext.conftest import built
+from tests.doubles.lm import TINY
 
 pytestmark = pytest.mark.rtx
 
@@ -45,7 +52,10 @@ def here() -> Environment:
 def build(
     bundle: Bundle, out: Path, here: Environment, *graphs: str, **changed: object
 ) -> dict[str, BuiltGraph]:
-    made = build_engines(bundle, RTX.model_copy(update=changed), out, here, graphs=graphs)
+    made = list(build_engines(bundle, RTX.model_copy(update=changed), out, here, graphs=graphs))
+    for b in made:
+        layers = f"{sum(b.layers.values())} layers, {b.layers.get('PLUGIN_V3', 0)} of the plugin"
+        print(f"{bundle.manifest.name} {b.graph}: {b.size_bytes / 1e6:.1f} MB in {b.seconds:.1f} s, {layers}")
     return {b.graph: b for b in made}
 
 
@@ -71,7 +81,71 @@ def test_every_engine_of_the_demo_voices_shape(here: Environment, tmp_path: Path
     made = build(open_bundle(tmp_path / "demo"), tmp_path / "engines", here)
     assert made["lm_step"].layers["PLUGIN_V3"] == made["lm_chunk"].layers["PLUGIN_V3"] == 6
     assert {"acoustic", "codec_encode", "codec_decode", "tokenizer"} <= set(made)
-    print({g: (f"{b.size_bytes / 1e6:.1f} MB", f"{b.seconds:.1f} s") for g, b in made.items()})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_every_engine_of_the_shipped_voice(precision: str, here: Environment, tmp_path: Path) -> None:
+    """What ships has float16 weights, widened in the graph; in float16 engines they are used as they are."""
+    bundle = open_bundle(VOICE)
+    made = build(bundle, tmp_path, here, precision=precision)
+    assert set(made) == set(bundle.manifest.graphs)
+    layers = bundle.manifest.lm.shape.blocks.count("recurrent")
+    assert {g: b.layers.get("PLUGIN_V3", 0) for g, b in made.items() if b.layers.get("PLUGIN_V3")} == {
+        "lm_step": layers, "lm_chunk": layers
+    }  # fmt: skip
+    assert all(b.size_bytes > 5_000_000 for b in made.values())
+
+
+def test_the_command_names_the_plugins_layers(here: Environment, tmp_path: Path) -> None:
+    """What a user sees of the shipped voice's step: its size, its time, and that the plugin is in it."""
+    done = subprocess.run(
+        [sys.executable, "-m", "speechssm", "build", str(VOICE), "--engine", "tensorrt-rtx",
+         "--graph", "lm_step", "--plugin", str(here.plugin), "-o", str(tmp_path)],
+        capture_output=True, text=True, check=False, env=os.environ | {PYTHON_VARIABLE: str(PYTHON)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert re.match(r"lm_step: [\d.]+ MB, built in [\d.]+ s; \d+ layers, 4 of the plugin \(", done.stdout), (
+        done.stdout
+    )
+
+
+@pytest.mark.parametrize("ring", ["float32", "int8"])
+@pytest.mark.parametrize("storage", ["qdq_int8", "qdq_fp8"])
+def test_explicitly_quantized_engines(storage: Storage, ring: str, here: Environment, tmp_path: Path) -> None:
+    """8-bit products beside the plugin, with a ring of either width; both graphs of the language model."""
+    shape = TINY.model_copy(update={"ring": ring, "tied_head": False})
+    export_models(
+        f"{storage}-{ring}", {"lm": shape}, {"lm": seeded_griffin(shape, 1)}, tmp_path / "b", about="",
+        storage=storage, rollout=8, threads=1,
+    )  # fmt: skip
+    made = build(open_bundle(tmp_path / "b"), tmp_path / "e", here)
+    products = (
+        3 * 4 + 4 + 3 * 5
+    )  # of recurrent blocks, of the attention, of the MLPs; a step also has the head
+    for graph, count in (("lm_step", products + 1), ("lm_chunk", products)):
+        layers = made[graph].layers
+        assert layers["PLUGIN_V3"] == 4
+        # A product reads a weight and an activation; activations that several products read are quantized once.
+        assert count < layers["DEQUANTIZE"] <= 2 * count
+        assert layers["DEQUANTIZE"] == count + layers["QUANTIZE"]
+
+
+@pytest.mark.parametrize("ring", ["float32", "float16", "int8"])
+def test_attention_exported_as_an_operator(ring: str, here: Environment, tmp_path: Path) -> None:
+    shape = TINY.model_copy(update={"ring": ring})
+    export_models(
+        f"ring-op-{ring}", {"lm": shape}, {"lm": seeded_griffin(shape, 1)}, tmp_path / "b", about="", rollout=8,
+        threads=1, ring_op=True,
+    )  # fmt: skip
+    bundle = open_bundle(tmp_path / "b")
+    made = build(bundle, tmp_path / "e", here, "lm_step", "lm_chunk", precision="bfloat16")
+    assert [b.layers["PLUGIN_V3"] for b in made.values()] == [5, 5]  # four of recurrence, one of attention
+    assert "TRIP_LIMIT" not in made["lm_chunk"].layers  # no loop is left
+    (aliased,) = build(bundle, tmp_path / "e", here, "lm_step", aliased=True).values()
+    assert aliased.layers["PLUGIN_V3"] == 5
+    written = build(bundle, tmp_path / "e", here, "lm_step", "lm_chunk", plugin=False, precision="bfloat16")
+    assert not any("PLUGIN_V3" in b.layers for b in written.values())
 
 
 @pytest.mark.slow
@@ -87,7 +161,6 @@ def test_a_step_engine_of_300_mb(here: Environment, tmp_path: Path) -> None:
     (made,) = build(
         open_bundle(tmp_path / "large"), tmp_path / "engines", here, "lm_step", precision="bfloat16"
     ).values()
-    print(f"{made.size_bytes / 1e6:.0f} MB in {made.seconds:.1f} s")
     assert made.size_bytes > 290e6
     assert made.layers["PLUGIN_V3"] == 8
 
@@ -145,6 +218,16 @@ def test_what_the_real_vendor_refuses_is_a_sentence(
     codec = job_for(bundle, tmp_path / "codec", here, "codec_decode", plugin="")
     with pytest.raises(EngineError, match=r"(?i)profile.*Check --rows, --batch, --tokens and --frames"):
         run_build(here.vendor, codec | {"shapes": {}}, "graph codec_decode")
+    for token, words in (
+        (((3,), (2,), (1,)), "MIN<=OPT<=MAX"),  # not in order
+        (((3,), (3,), (3,)), "contradictory"),  # other rows than the state has
+        (((1, 1), (1, 1), (1, 1)), "1 dimensions but profile 0 has 2"),
+    ):
+        step = job_for(bundle, tmp_path / "step", here, "lm_step")
+        step["shapes"]["token"] = token
+        with pytest.raises(EngineError, match=f"(?s){words}.*Check --rows, --batch, --tokens and --frames"):
+            run_build(here.vendor, step, "graph lm_step")
+        assert not Path(step["output"]).exists()
     assert not Path(codec["output"]).exists()
     with pytest.raises(EngineError, match="needs the TensorRT plugin, which is not built"):
         build(bundle, tmp_path / "e", Environment(here.version, None, None, here.vendor))

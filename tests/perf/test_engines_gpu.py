@@ -51,4 +51,5 @@ def test_its_parts_are_those_of_the_issue() -> None:
     names = [name for name, _ in engines_gpu.parts(Path("x"), quick=False)]
     assert names[:2] == ["device", "kernels"]
     assert {"tensorrt-rtx tiny", "tensorrt tiny in place", "onnxruntime-cuda 2b, 1 rows"} <= set(names)
+    assert "tensorrt-rtx demo, attention by the plugin" in names
     assert not any("2b" in name for name, _ in engines_gpu.parts(Path("x"), quick=True))

@@ -77,7 +77,10 @@ def export(
     ] = Ring.FLOAT32,
     ring_op: Annotated[
         bool,
-        typer.Option("--ring-op", help="Attention as one node: a kernel where --native brings it."),
+        typer.Option(
+            "--ring-op",
+            help="Attention as one node: a kernel where --native or the TensorRT plugin brings it.",
+        ),
     ] = False,
     linear_op: Annotated[
         bool,
