@@ -125,12 +125,38 @@ private:
 #endif
         const std::int32_t status = speechssm::check(&call);
         if (status != SPEECHSSM_OK) return refuse("%s", speechssm_status_text(status));
+        if (shares_heads(call)) return by_heads(call);
         // Rows know nothing of each other, so threads change no bit.
         const auto each = [](void* data, std::size_t row) {
             const std::int32_t b = static_cast<std::int32_t>(row);
             speechssm::ring_rows(*static_cast<const speechssm_ring*>(data), b, b + 1);
         };
         return api_.parallel_for(context_, each, static_cast<std::size_t>(call.rows), const_cast<speechssm_ring*>(&call));
+    }
+
+    // A lone row of heads that share one ring: nor do heads know of each other, so each half of them is a call of its own.
+    static bool shares_heads(const speechssm_ring& call) {
+        return call.rows == 1 && call.tokens == 1 && call.kv_heads == 1 && call.heads > 1 && call.key_out == nullptr;
+    }
+
+    ort::Status* by_heads(const speechssm_ring& call) {
+        struct Halves {
+            speechssm_ring call[2];
+            float check[2];
+        } halves{{call, call}, {}};
+        const std::int32_t first = call.heads / 2;
+        for (int i = 0; i < 2; ++i) {
+            speechssm_ring& half = halves.call[i];
+            half.heads = i == 0 ? first : call.heads - first;
+            const std::size_t skip = i == 0 ? 0 : static_cast<std::size_t>(first) * call.head_dim;
+            half.q = static_cast<const float*>(call.q) + skip;
+            half.y = static_cast<float*>(call.y) + skip;
+            half.check = &halves.check[i];
+        }
+        const auto each = [](void* data, std::size_t i) { speechssm::ring_rows(static_cast<Halves*>(data)->call[i], 0, 1); };
+        if (ort::Status* failed = api_.parallel_for(context_, each, 2, &halves)) return failed;
+        *call.check = halves.check[0] + halves.check[1];
+        return nullptr;
     }
 
     const Op& op_;
