@@ -34,6 +34,8 @@ PREPARATION = "2"
 DOMAIN = "speechssm"
 ATTENTION = frozenset({"RingAttend", "RingScan", "RingAttendInt8", "RingScanInt8"})
 """Operators of an export with ``--ring-op``."""
+PLUGINS = ATTENTION | {"RGLRUStep", "RGLRUScan"}
+"""Operators that engines have a plugin for."""
 MODEL, WEIGHTS = "model.onnx", "weights.bin"
 _ALIGN = 256
 _KEPT = ".gates."
@@ -71,6 +73,7 @@ def prepare(
     onnx = _import_onnx()
     path, _ = bundle.graph(graph)
     model = onnx.load(path, load_external_data=False)
+    _refuse_processors_own(graph, model)
     if not foreign:
         _refuse_foreign(graph, model)
     if plugin:
@@ -103,6 +106,14 @@ def _import_onnx() -> Any:
             "building engines needs the onnx package: run 'pip install onnx', or 'pip install speechssm[rtx]'"
         ) from error
     return onnx
+
+
+def _refuse_processors_own(graph: str, model: ModelProto) -> None:
+    odd = sorted({n.op_type for n in model.graph.node if n.domain == DOMAIN} - PLUGINS)
+    if odd:
+        raise EngineError(
+            f"graph {graph} has {odd[0]}, an operator for processors: export without --linear-op to build engines"
+        )
 
 
 def _refuse_foreign(graph: str, model: ModelProto) -> None:

@@ -11,8 +11,9 @@ import pytest
 
 from speechssm.bundle import open_bundle
 from speechssm.engines.ort import OrtOptions
+from speechssm.engines.prepare import prepare
 from speechssm.engines.verify import verify_bundle
-from speechssm.errors import ExportError
+from speechssm.errors import EngineError, ExportError
 from speechssm.export.exporter import export_preset
 from speechssm.export.graphs.lm import build_lm_step
 from speechssm.export.models.transformer import transformer_shape
@@ -157,6 +158,13 @@ def test_an_export_with_the_operators_is_a_bundle_like_any(library, tmp_path: Pa
     ending = "Blocks" if storage == "int8" else ""
     layers = {f"{n}{ending}" for n in ("NormLinear", "NormActivatedLinear", "NormGatedLinear", "AddLinear")}
     assert names == layers | {"RGLRUStep", "RecurrentStep", "RingAttend"}
+
+
+def test_engines_refuse_what_is_for_processors(tmp_path: Path):
+    export_preset("tiny", tmp_path / "out", linear_op=True, rollout=4, threads=1)
+    bundle = open_bundle(tmp_path / "out")
+    with pytest.raises(EngineError, match="export without --linear-op"):
+        prepare(bundle, "lm_step", tmp_path / "engine")
 
 
 def test_a_step_is_few_nodes(tmp_path: Path):
