@@ -111,6 +111,12 @@ def _listen(c: Context) -> None:
     print(listen.run(c.data))
 
 
+def _storages(c: Context) -> None:
+    from . import storages
+
+    storages.run(c.data, c.threads)
+
+
 def _judge_system(c: Context) -> None:
     from . import system
 
@@ -137,6 +143,7 @@ STAGES: dict[str, tuple[str, Callable[[Context], None]]] = {
     "compare-language": ("a Transformer of equal size beside it, both briefly trained", _compare_language),
     "keep": ("copy the best weights of --part from the cache into recipes/trained", _keep),
     "listen": ("a page to hear the demo bundle by, on held-out readers", _listen),
+    "storages": ("what each storage costs the language model on held-out speech", _storages),
     "judge-system": ("continue held-out prompts for minutes and judge every minute", _judge_system),
     "voice": ("the four parts as the demo bundle inside the package", _voice),
 }
