@@ -150,6 +150,14 @@ def find_library(name: Library = "ort") -> Path | None:
     return None
 
 
+def operators() -> Path:
+    """The operators for ONNX Runtime. Raises EngineError with the command that builds them."""
+    found = find_library("ort")
+    if found is None:
+        raise EngineError("the compiled operators are not there: run 'speechssm ext build host'")
+    return found
+
+
 def library_file(name: Library) -> str:
     """File name of a library on this platform."""
     return f"libspeechssm_{name}.{'dylib' if sys.platform == 'darwin' else 'so'}"

@@ -28,7 +28,7 @@ from onnx import TensorProto, helper, numpy_helper
 from speechssm.bundle import tensors
 from speechssm.bundle.manifest import GraphEntry
 from speechssm.bundle.shapes import LMShape, griffin_blocks
-from speechssm.cpp_ext.build import find_library
+from speechssm.cpp_ext.build import operators
 from speechssm.engines.ort import OrtGraph, OrtOptions, import_onnxruntime
 from speechssm.export.checkpoints.huggingface import layout
 from speechssm.export.checkpoints.seeded import seeded_griffin
@@ -95,7 +95,7 @@ def written(
     # A tied float32 embedding is the head as well, which reads all of it.
     read = sum(size for name, size in sizes.items() if name != "embed" or "head.q" not in sizes)
     read -= sum(size for name, size in sizes.items() if name.startswith("rope."))
-    library = find_library("ort") if native else None
+    library = operators() if native else None
     graph = OrtGraph("lm_step", folder / entry.file, entry, OrtOptions("cpu", threads, library))
     lm = LanguageModel(graph, lambda: graph, entry.state, shape.vocab, min(1024, shape.vocab), float("inf"))
     return Timed(storage, native, read, lm, graph)

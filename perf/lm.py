@@ -90,10 +90,14 @@ class Held:
 def contestant(
     name: str, shape: LMShape, folder: Path, *, dtype: Storage = "float32", options: OrtOptions | None = None
 ) -> Contestant:
-    """Write the step graph of ``shape`` with seeded weights into ``folder`` and open it."""
+    """Write the step graph of ``shape`` with seeded weights into ``folder`` and open it.
+
+    Where ``options`` name the native library, layers and attention are its operators.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    builder = build_lm_step(shape, STORED[dtype])
-    weights = stored_weights(shape, griffin_weights(shape, seeded_griffin(shape, 0)), dtype)
+    native = options is not None and options.custom_ops is not None
+    builder = build_lm_step(shape, STORED[dtype], ring_op=native, linear_op=native)
+    weights = stored_weights(shape, griffin_weights(shape, seeded_griffin(shape, 0)), dtype, linear_op=native)
     write_parts(folder, {"lm_step": builder}, {"lm": weights})
     entry = write_graph(folder, "lm_step", builder, lm_state(shape))
     step: Graph = OrtGraph("lm_step", folder / entry.file, entry, options)

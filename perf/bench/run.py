@@ -18,6 +18,7 @@ from pathlib import Path
 
 from speechssm.bundle import Bundle, open_bundle
 from speechssm.bundle.shipped import demo_voice
+from speechssm.cpp_ext.build import operators
 from speechssm.engines.loading import BundleGraphs
 from speechssm.engines.ort import OrtOptions
 from speechssm.errors import SpeechSSMError
@@ -54,7 +55,8 @@ class Bench:
     @property
     def options(self) -> OrtOptions:
         """How engines are opened."""
-        return OrtOptions(provider=self.settings.provider, threads=self.settings.threads)
+        library = operators() if self.settings.native else None
+        return OrtOptions(self.settings.provider, self.settings.threads, library)
 
     @property
     def clock_words(self) -> str:

@@ -16,7 +16,8 @@ class BenchSettings:
 
     ``bundle`` None takes the voice that ships or, without one, the ``demo`` preset with random weights.
     ``shape`` names what ``bench lm`` compares, ``budget_bytes`` the memory its rows may fill. ``models``
-    gives judges' paths by role (:mod:`speechssm.perf.quality.judges`), ``judge`` a command. ``delay_s``
+    gives judges' paths by role (:mod:`speechssm.perf.quality.judges`), ``judge`` a command. ``native`` gives language
+    models the native library's operators. ``delay_s``
     sleeps that long in every call of the graph it names: the self-test of the stage clock.
     """
 
@@ -24,6 +25,7 @@ class BenchSettings:
     bundle: Path | None = None
     provider: Literal["cpu", "cuda"] = "cpu"
     threads: int = 0
+    native: bool = False
     clock: Clock = "wall"
     shape: str = "40m"
     dtype: str = "float32"

@@ -66,13 +66,9 @@ def load(
 
 
 def _operators() -> Path:
-    from speechssm.cpp_ext.build import find_library
-    from speechssm.errors import EngineError
+    from speechssm.cpp_ext.build import operators
 
-    found = find_library("ort")
-    if found is None:
-        raise EngineError("the compiled operators are not there: run 'speechssm ext build host'")
-    return found
+    return operators()
 
 
 def _engines(bundle: Bundle, folder: Path) -> EngineGraphs:

@@ -18,6 +18,7 @@ from speechssm.export.exporter import export_preset
 from speechssm.export.graphs.lm import build_lm_step
 from speechssm.export.models.transformer import transformer_shape
 from speechssm.export.storage import STORED, Storage
+from speechssm.perf.lm import contestant
 from tests.doubles.lm import TINY, ToyLM, rows_of, same, toy_lm
 
 WIDE = TINY.model_copy(update={"width": 130, "mlp_width": 70, "rope": "none", "activation": "silu"})
@@ -181,3 +182,15 @@ def test_a_step_is_few_nodes(tmp_path: Path):
 def test_storages_the_operators_do_not_read_are_refused(storage):
     with pytest.raises(ExportError, match="export without them"):
         build_lm_step(TINY, STORED[storage], linear_op=True)
+
+
+def test_the_bench_compares_models_on_the_operators(library, tmp_path: Path):
+    """``speechssm bench lm --native``: both contestants step on kernels, at positions past the ring."""
+    for name, shape in (("griffin", TINY), ("mha", transformer_shape(TINY, "mha", block=16))):
+        options = OrtOptions(threads=1, custom_ops=library)
+        one = contestant(name, shape, tmp_path / name, dtype="int8", options=options)
+        functions = {
+            f.name for f in onnx.load(tmp_path / name / "lm_step.onnx", load_external_data=False).functions
+        }
+        assert {"NormLinearBlocks", "RingAttend"} <= functions
+        assert not one.rows_at(3, 40).pool.step().failed

@@ -60,6 +60,7 @@ def bench(
     ] = Clock.WALL,
     provider: options.Execution = Provider.CPU,
     threads: options.Threads = 0,
+    native: options.Native = False,
 ) -> None:
     """Measure, and write report.html, report.md, report.json and plots; the last line printed is JSON."""
     try:
@@ -75,7 +76,8 @@ def bench(
         raise SettingsError("processor time adds up over threads: give --threads 1 with --clock cpu")
     settings = BenchSettings(
         clock=clock.value,
-        quick=quick, bundle=bundle, provider=provider.value, threads=threads, shape=preset, dtype=dtype,
+        quick=quick, bundle=bundle, provider=provider.value, threads=threads, native=native,
+        shape=preset, dtype=dtype,
         budget_bytes=size_bytes(budget), sessions=sessions, minutes=minutes, models=_paths(model or []),
         judge=judge, speech=speech, librispeech_long=librispeech_long,
     )  # fmt: skip

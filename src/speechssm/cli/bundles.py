@@ -85,7 +85,8 @@ def export(
     linear_op: Annotated[
         bool,
         typer.Option(
-            "--linear-op", help="Linear layers, and a recurrence with all around it, as one node each, likewise."
+            "--linear-op",
+            help="Linear layers, and a recurrence with all around it, as one node each, likewise.",
         ),
     ] = False,
     tokenizer: _Part = None,

@@ -20,7 +20,10 @@ Bundle = Annotated[Path | None, typer.Option(help="Bundle folder; the demo voice
 Execution = Annotated[Provider, typer.Option(help="Execution provider.")]
 Threads = Annotated[int, typer.Option(min=0, help="Threads of one engine call; 0 takes every core.")]
 Native = Annotated[
-    bool, typer.Option("--native", help="Run the recurrence on the operators 'speechssm ext build' made.")
+    bool,
+    typer.Option(
+        "--native", help="Run on the operators that 'speechssm ext build' made, where graphs have them."
+    ),
 ]
 Engines = Annotated[Path | None, typer.Option(help="Folder of engines that 'speechssm build' made.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
