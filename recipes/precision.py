@@ -14,8 +14,8 @@ ROUNDS = 8
 def narrow(device: str) -> torch.autocast:
     """Automatic bfloat16 on a GPU, and on a CPU that multiplies bfloat16 faster than float32.
 
-    A CPU without matrix units for bfloat16 (AMX) is slower in it, 82 against 145 GFLOP/s on one core of the
-    machine the shipped codec was trained on, and pays for conversions besides.
+    A CPU without instructions for bfloat16 (AMX, AVX-512 BF16) is slower in it, 82 against 145 GFLOP/s on one core
+    of the machine the shipped codec was trained on, and pays for conversions besides.
     """
     return torch.autocast(device, torch.bfloat16, enabled=device != "cpu" or _bfloat16_pays())
 
