@@ -1,9 +1,10 @@
 // Matrices that steps stream from memory, moved to large pages.
 //
 // A step reads every weight once, and a page of 4 KB is then mostly a missed translation: on a virtual machine two
-// cores read 21 GB/s from small pages and 36 GB/s from large ones. ONNX Runtime maps weights from their
-// file, in small pages. So a node copies its matrix the first time few rows ask for it; the file's pages stay the
-// system's to drop. Where large pages cannot be had, the copy is a plain one, and where memory cannot, there is none.
+// cores read 21 GB/s from small pages and 36 GB/s from large ones. ONNX Runtime maps weights from their file, in small
+// pages. So a node copies its matrix, a constant of its graph, the first time few rows ask for it; the file's pages
+// stay the system's to drop. Where large pages cannot be had, the copy is a plain one, and where memory cannot, there
+// is none.
 #pragma once
 
 #include <cstddef>

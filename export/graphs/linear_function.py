@@ -13,6 +13,7 @@ them carries a function of each name, made of the nodes the plain graph has, so 
 norm is 1 + scale of RMSNorm. The gated layer is act(n W^T + bias) (n U^T + times_bias), n being x normed. Matrices
 lie output after output. They are float32, float16 or bfloat16; in the forms called ``...Blocks`` they are blocks of
 128 inputs (:mod:`..quantize`), each followed by its scales. Where x is not finite, y of that row is not either.
+Matrices must be constants of the graph: a kernel may keep a copy of its own.
 
 With the library a row's bits depend on nothing but the row, so rows, chunks and steps agree bit for bit (S1, S3)
 in every storage. Without it blocks are equal to rounding only, as :mod:`.quantized` says.
