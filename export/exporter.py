@@ -310,9 +310,7 @@ def export_models(
             else {}
         )
         weights: dict[str, Mapping[str, np.ndarray]] = {
-            "lm": stored_weights(
-                lm, griffin_weights(lm, parameters), storage, ranges, linear_op=linear_op
-            )
+            "lm": stored_weights(lm, griffin_weights(lm, parameters), storage, ranges, linear_op=linear_op)
         }
         weights.update({part: _weights(part, models[part]) for part in shapes if part != "lm"})
         with torch.no_grad():

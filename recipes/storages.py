@@ -27,7 +27,9 @@ def held_out_tokens(root: Path) -> np.ndarray:
     known = prepare.load(recordings, (1.0,), folder=places.cache("acoustic", "prepared"))
     said = np.concatenate([item.tokens for item in known]) if known else np.zeros(0, np.int64)
     if len(said) < LENGTH:
-        raise FileNotFoundError("no held-out speech is encoded yet: run 'python -m recipes.acoustic prepare' first")
+        raise FileNotFoundError(
+            "no held-out speech is encoded yet: run 'python -m recipes.acoustic prepare' first"
+        )
     return said[: len(said) // LENGTH * LENGTH].reshape(-1, LENGTH)
 
 
