@@ -26,22 +26,19 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from speechssm.bundle import tensors
-from speechssm.bundle.manifest import GraphEntry
 from speechssm.bundle.shapes import LMShape, griffin_blocks
 from speechssm.cpp_ext.build import operators
-from speechssm.engines.ort import OrtGraph, OrtOptions, import_onnxruntime
+from speechssm.engines.ort import OrtOptions, import_onnxruntime
 from speechssm.export.checkpoints.huggingface import layout
 from speechssm.export.checkpoints.seeded import seeded_griffin
-from speechssm.export.graphs.lm import build_lm_step
-from speechssm.export.graphs.lm_weights import griffin_weights
-from speechssm.export.models.griffin import lm_state
-from speechssm.export.package import part_file, write_graph, write_parts
+from speechssm.export.package import part_file
 from speechssm.export.presets import PRESETS
 from speechssm.export.quantize import BLOCK, quantize
-from speechssm.export.storage import STORED, Storage, stored_weights
+from speechssm.export.storage import Storage
 from speechssm.runtime.lm import LanguageModel, LMRows
 from speechssm.runtime.settings import SamplerSettings
 
+from .lm import contestant
 from .roofline import measure as roofline
 
 STORAGES: tuple[Storage, ...] = ("float32", "int8", "int4", "dynamic_int8")
@@ -70,7 +67,6 @@ class Timed:
     weight_bytes: int
     """Of the tensors one step reads: all but the embedding table, of which it reads a row."""
     lm: LanguageModel
-    graph: OrtGraph
     seconds: dict[int, list[float]] = field(default_factory=dict)
     """Of steps, by rows."""
 
@@ -81,24 +77,16 @@ class Timed:
 
 
 def written(
-    shape: LMShape, storage: Storage, folder: Path, seed: int = 0, threads: int = 0, *, native: bool = False
+    shape: LMShape, storage: Storage, folder: Path, threads: int = 0, *, native: bool = False
 ) -> Timed:
     """The step graph of seeded weights in ``folder``, opened; with ``native`` it has the library's operators."""
-    folder.mkdir(parents=True, exist_ok=True)
-    builder = build_lm_step(shape, STORED[storage], ring_op=native, linear_op=native)
-    weights = stored_weights(
-        shape, griffin_weights(shape, seeded_griffin(shape, seed)), storage, linear_op=native
-    )
-    write_parts(folder, {"lm_step": builder}, {"lm": weights})
-    entry: GraphEntry = write_graph(folder, "lm_step", builder, lm_state(shape))
+    options = OrtOptions("cpu", threads, operators() if native else None)
+    made = contestant(storage, shape, folder, dtype=storage, options=options)
     sizes = {name: e.length for name, e in tensors.read_header(folder / part_file("lm")).items()}
     # A tied float32 embedding is the head as well, which reads all of it.
     read = sum(size for name, size in sizes.items() if name != "embed" or "head.q" not in sizes)
     read -= sum(size for name, size in sizes.items() if name.startswith("rope."))
-    library = operators() if native else None
-    graph = OrtGraph("lm_step", folder / entry.file, entry, OrtOptions("cpu", threads, library))
-    lm = LanguageModel(graph, lambda: graph, entry.state, shape.vocab, min(1024, shape.vocab), float("inf"))
-    return Timed(storage, native, read, lm, graph)
+    return Timed(storage, native, read, made.lm)
 
 
 def pool_of(timed: Timed, rows: int) -> LMRows:
@@ -243,7 +231,6 @@ def limits(
     threads: int = 2,
     seconds: float = 8.0,
     work: Path | None = None,
-    seed: int = 0,
     native: bool = False,
 ) -> dict[str, Any]:
     """Shares of the machine's limits by storage and rows: the figures of this module as one JSON object.
@@ -252,7 +239,7 @@ def limits(
     """
     with tempfile.TemporaryDirectory(dir=work, prefix="speechssm-limits-") as name:
         forms = [(s, n) for s in storages for n in (False, True)[: 1 + native] if not n or s in NATIVE]
-        timed = [written(shape, s, Path(name) / f"{s}-{n}", seed, threads, native=n) for s, n in forms]
+        timed = [written(shape, s, Path(name) / f"{s}-{n}", threads, native=n) for s, n in forms]
         machine = roofline(threads=threads, passes=3)
         rates = product_rates(threads)
         report: dict[str, Any] = {
@@ -272,7 +259,7 @@ def limits(
         after = roofline(threads=threads, passes=3)
         report["read_gb_per_s_after"] = after.read_bytes_per_s / 1e9
         for one in timed:
-            one.graph.close()
+            one.lm.step.close()
     return report
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from speechssm.bundle.shapes import LMShape
 from speechssm.export.tradeoff import compare_storages, table
 
-from . import data, places, splits, weights
+from . import weights
 from .acoustic import prepare
 
 LENGTH = 512
@@ -23,8 +23,7 @@ LENGTH = 512
 
 def held_out_tokens(root: Path) -> np.ndarray:
     """Held-out speech laid end to end and cut into rows: tokens (b, LENGTH). Raises FileNotFoundError without any."""
-    recordings = [r for r in splits.testing(data.recordings(root)) if r.corpus in prepare.CORPORA]
-    known = prepare.load(recordings, (1.0,), folder=places.cache("acoustic", "prepared"))
+    known = prepare.held_out(root)
     said = np.concatenate([item.tokens for item in known]) if known else np.zeros(0, np.int64)
     if len(said) < LENGTH:
         raise FileNotFoundError(

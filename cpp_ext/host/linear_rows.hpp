@@ -4,7 +4,7 @@
 // or outputs are computed side by side: tiles change speed and no bit. Matrices lie output after output, which
 // is what a single row wants to read and what a tile of a few rows and outputs needs no packing for.
 //
-// Two stages. `prepare_row` norms a row, pads it with zeros and, for blocks, cuts it to 8 bits. `run_outputs`
+// Two stages. `prepare_one` norms a row, pads it with zeros and, for blocks, cuts it to 8 bits. `run_outputs`
 // computes some outputs of every row; outputs know nothing of each other, so threads take them as they come.
 #pragma once
 
@@ -20,14 +20,6 @@ SPEECHSSM_OPEN
 constexpr std::size_t kAhead = 8192;
 
 constexpr int kPanel = 64;  // outputs computed before what follows the product: their sums stay in cache
-
-inline float folded(Sixteen a) {
-    float half[16];
-    store_sixteen(half, a);
-    for (int apart = 8; apart > 0; apart /= 2)
-        for (int i = 0; i < apart; ++i) half[i] = half[i] + half[i + apart];
-    return half[0];
-}
 
 inline Sixteen load_first(const float* from, int count) {
     if (count >= 16) return load_sixteen(from);
@@ -59,7 +51,7 @@ inline void cut_block(const LinearCall& c, const float* from, std::int8_t* to, f
     store_sixteen(lanes, largest);
     for (const float lane : lanes) most = at_least(most, lane);
     const Sixteen inverse = splat<Sixteen>(most > 0.0f ? 127.0f / most : 0.0f);
-    *scale = most * (1.0f / 127.0f) + folded(damage);
+    *scale = most * (1.0f / 127.0f) + fold(damage);
     std::int8_t numbers[block];
     for (int i = 0; i < block; i += 16) cut_sixteen(numbers + i, load_sixteen(from + i) * inverse);
     *sum = -(c.stored == SPEECHSSM_BLOCKS4 ? 8 : 128) * (total(load_bytes(numbers)) + total(load_bytes(numbers + 64)));
@@ -80,7 +72,7 @@ inline void prepare_one(const LinearCall& c, const LinearRows& to, int row) {
             const Sixteen v = load_first(from + i, k - i);
             squares = fused(v, v, squares);
         }
-        const Sixteen rms = splat<Sixteen>(std::sqrt(folded(squares) * (1.0f / static_cast<float>(k)) + c.epsilon));
+        const Sixteen rms = splat<Sixteen>(std::sqrt(fold(squares) * (1.0f / static_cast<float>(k)) + c.epsilon));
         for (int i = 0; i < k; i += 16)
             store_sixteen(x + i, load_first(from + i, k - i) / rms * load_first(c.norm + i, k - i));
     } else {

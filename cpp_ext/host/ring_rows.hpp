@@ -84,14 +84,6 @@ inline Sixteen scores_of(const float* query, Keys keys, int count, int lanes) {
     return fold_each(acc);
 }
 
-inline float fold(Sixteen a) {
-    float lane[16];
-    store_sixteen(lane, a);
-    for (int apart = 8; apart > 0; apart /= 2)
-        for (int i = 0; i < apart; ++i) lane[i] = lane[i] + lane[i + apart];
-    return lane[0];
-}
-
 // H heads add sixteen lanes of values: each value is loaded once for all of them.
 template <int H, int L>
 inline void add_values(Head* heads, const float (*weight)[kBlock], Keys values, int count, int i) {

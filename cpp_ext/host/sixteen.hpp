@@ -65,15 +65,15 @@ inline Sixteen widen_sixteen(const R* from) {
     return each_of_sixteen([=](int j) { return read(from[j]); });
 }
 
+SPEECHSSM_CLOSE
+
+#include "sixteen_fold.hpp"
+
+SPEECHSSM_OPEN
+
 // The folded sums of sixteen accumulators, in their order.
 inline Sixteen fold_each(const Sixteen* a) {
-    return each_of_sixteen([=](int j) {
-        float half[16];
-        std::memcpy(half, a[j].v, sizeof half);
-        for (int apart = 8; apart > 0; apart /= 2)
-            for (int i = 0; i < apart; ++i) half[i] = half[i] + half[i + apart];
-        return half[0];
-    });
+    return each_of_sixteen([=](int j) { return fold(a[j]); });
 }
 
 SPEECHSSM_CLOSE

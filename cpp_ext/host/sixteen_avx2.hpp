@@ -92,3 +92,5 @@ inline __m256 fold_eight(const Sixteen* a) {
 inline Sixteen fold_each(const Sixteen* a) { return {fold_eight(a), fold_eight(a + 8)}; }
 
 SPEECHSSM_CLOSE
+
+#include "sixteen_fold.hpp"

@@ -77,3 +77,5 @@ inline Sixteen fold_each(const Sixteen* a) {
 }
 
 SPEECHSSM_CLOSE
+
+#include "sixteen_fold.hpp"

@@ -119,23 +119,19 @@ public:
 
 private:
     ort::Status* read_storage(const ort::Shape& matrix, std::int64_t fan_in, std::int32_t* stored) {
-        switch (op_.stored) {
-            case ort::kFloat16: *stored = SPEECHSSM_F16; break;
-            case ort::kBFloat16: *stored = SPEECHSSM_BF16; break;
-            case ort::kUInt8: {
-                constexpr std::int64_t block = SPEECHSSM_LINEAR_BLOCK;
-                *stored = matrix.size[2] == block ? SPEECHSSM_BLOCKS8 : SPEECHSSM_BLOCKS4;
-                const bool fits = matrix.size[2] == block || matrix.size[2] == block / 2;
-                if (!fits || matrix.size[1] != (fan_in + block - 1) / block) return refuse("weight must be (o, blocks, 128 or 64)");
-                return nullptr;
-            }
-            default: *stored = SPEECHSSM_F32;
+        if (!op_.blocks()) {
+            *stored = ort::launcher_type(op_.stored);
+            return matrix.size[1] == fan_in ? nullptr : refuse("weight must be (o,i)");
         }
-        return matrix.size[1] == fan_in ? nullptr : refuse("weight must be (o,i)");
+        constexpr std::int64_t block = SPEECHSSM_LINEAR_BLOCK;
+        *stored = matrix.size[2] == block ? SPEECHSSM_BLOCKS8 : SPEECHSSM_BLOCKS4;
+        const bool fits = matrix.size[2] == block || matrix.size[2] == block / 2;
+        if (!fits || matrix.size[1] != (fan_in + block - 1) / block) return refuse("weight must be (o, blocks, 128 or 64)");
+        return nullptr;
     }
 
     std::size_t bytes_of(const ort::Shape& matrix) const {
-        std::size_t bytes = op_.blocks() ? 1 : op_.stored == ort::kFloat ? 4 : 2;
+        std::size_t bytes = ort::bytes_of(op_.stored);
         for (std::size_t i = 0; i < matrix.rank; ++i) bytes *= static_cast<std::size_t>(matrix.size[i]);
         return bytes;
     }

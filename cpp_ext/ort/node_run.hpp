@@ -5,8 +5,21 @@
 #include <cstdio>
 
 #include "ort_abi.hpp"
+#include "speechssm/ring_api.h"
 
 namespace ort {
+
+// A type of ONNX Runtime's as the launchers name it; float32 where they have no other name for it.
+inline std::int32_t launcher_type(ElementType type) {
+    switch (type) {
+        case kFloat16: return SPEECHSSM_F16;
+        case kBFloat16: return SPEECHSSM_BF16;
+        case kInt8: return SPEECHSSM_I8;
+        default: return SPEECHSSM_F32;
+    }
+}
+
+inline std::size_t bytes_of(ElementType type) { return type == kFloat ? 4 : type == kFloat16 || type == kBFloat16 ? 2 : 1; }
 
 struct Shape {
     std::array<std::int64_t, 4> size{};

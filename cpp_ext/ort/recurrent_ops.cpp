@@ -43,6 +43,7 @@ struct Settings {
 struct Gates {
     std::int32_t rows, heads, size;
     std::int32_t stored;
+    std::size_t number;  // bytes of one of the matrix
     const float* x;
     const void* matrix;
     const float* bias;
@@ -53,7 +54,6 @@ struct Gates {
 
     void run(std::int32_t head) const {
         const std::int64_t width = static_cast<std::int64_t>(heads) * size;
-        const std::size_t number = stored == SPEECHSSM_F32 ? 4 : 2;
         speechssm_linear call{};
         call.struct_bytes = sizeof call;
         call.rows = rows;
@@ -107,12 +107,11 @@ private:
         out.rows = static_cast<std::int32_t>(rows_);
         out.heads = static_cast<std::int32_t>(shape.size[0]);
         out.size = static_cast<std::int32_t>(shape.size[2]);
-        out.stored = op_.stored == ort::kFloat ? SPEECHSSM_F32 : op_.stored == ort::kFloat16 ? SPEECHSSM_F16 : SPEECHSSM_BF16;
+        out.stored = ort::launcher_type(op_.stored);
         out.matrix = input_[op_.gates()];
-        if (rows_ <= ort::kFewRows) {
-            const std::size_t number = out.stored == SPEECHSSM_F32 ? 4 : 2;
-            out.matrix = settings_.gates.of(out.matrix, static_cast<std::size_t>(2 * width_ * shape.size[2]) * number);
-        }
+        out.number = ort::bytes_of(op_.stored);
+        if (rows_ <= ort::kFewRows)
+            out.matrix = settings_.gates.of(out.matrix, static_cast<std::size_t>(2 * width_ * shape.size[2]) * out.number);
         out.bias = floats(op_.gates() + 1);
         return out;
     }

@@ -59,7 +59,7 @@ public:
 
         speechssm_rglru call{};
         call.struct_bytes = sizeof call;
-        call.dtype = op_.type == ort::kFloat ? SPEECHSSM_F32 : op_.type == ort::kFloat16 ? SPEECHSSM_F16 : SPEECHSSM_BF16;
+        call.dtype = ort::launcher_type(op_.type);
         call.tokens = static_cast<std::int32_t>(tokens);
         call.rows = call.slot_count = static_cast<std::int32_t>(rows);
         call.width = static_cast<std::int32_t>(width);

@@ -73,7 +73,7 @@ public:
         speechssm_ring call{};
         call.struct_bytes = sizeof call;
         call.dtype = SPEECHSSM_F32;
-        call.ring_dtype = ring_dtype();
+        call.ring_dtype = ort::launcher_type(op_.ring);
         call.tokens = static_cast<std::int32_t>(tokens);
         call.rows = call.slot_count = static_cast<std::int32_t>(rows);
         call.heads = static_cast<std::int32_t>(wide / dim);
@@ -104,15 +104,6 @@ public:
     }
 
 private:
-    std::int32_t ring_dtype() const {
-        switch (op_.ring) {
-            case ort::kFloat16: return SPEECHSSM_F16;
-            case ort::kBFloat16: return SPEECHSSM_BF16;
-            case ort::kInt8: return SPEECHSSM_I8;
-            default: return SPEECHSSM_F32;
-        }
-    }
-
     ort::Status* launch(const speechssm_ring& call) {
 #if defined(SPEECHSSM_WITH_CUDA)
         if (op_.device == ort::Device::cuda) {

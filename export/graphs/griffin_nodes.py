@@ -17,7 +17,7 @@ from onnx import TensorProto, helper
 from speechssm.bundle import limits
 from speechssm.bundle.shapes import LMShape
 
-from ..models.griffin import RING_TINY
+from ..models.griffin import CONV_WIDTH, RING_TINY
 from .builder import FLOAT, FLOAT16, INT64, GraphBuilder
 from .exact import row_mean, row_sum
 
@@ -67,6 +67,12 @@ class Nodes:
         table = self.matrix("embed", s.vocab, s.width)
         rows = self.g.op("Gather", table, tokens, axis=0)
         return self.g.op("Mul", rows, self.g.const(np.float32(s.embedding_scale)))
+
+    def embed_narrow(self, tokens: str, stored: int) -> str:
+        """:meth:`embed` of a table ``stored`` narrow: rows are gathered before they are widened."""
+        g, s = self.g, self.shape
+        rows = g.op("Gather", g.packed(PART, "embed", (s.vocab, s.width), stored), tokens, axis=0)
+        return g.op("Mul", g.op("Cast", rows, to=FLOAT), g.const(np.float32(s.embedding_scale)))
 
     def norm(self, x: str, name: str) -> str:
         """RMSNorm over the last axis of (r,d); the stored vector is 1 + scale."""
@@ -159,11 +165,19 @@ class Nodes:
         return self.vector(f"{name}.log_decay", self.shape.lru_width)
 
     def conv(self, taps: list[str], name: str) -> str:
-        """Four taps (r,e), oldest first -> (r,e), in one fixed order of additions."""
-        g, e = self.g, self.shape.lru_width
-        y = self.vector(f"{name}.conv.bias", e)
-        for j, tap in enumerate(taps):
-            y = g.op("Add", y, g.op("Mul", tap, self.vector(f"{name}.conv.{j}", e)))
+        """Four taps (r,e), oldest first -> (r,e)."""
+        bias = self.vector(f"{name}.conv.bias", self.shape.lru_width)
+        return self.weighted(taps, self.tap_weights(name), bias)
+
+    def tap_weights(self, name: str) -> list[str]:
+        """The weights (e) of the four taps, oldest first."""
+        return [self.vector(f"{name}.conv.{j}", self.shape.lru_width) for j in range(CONV_WIDTH)]
+
+    def weighted(self, taps: list[str], weights: list[str], bias: str) -> str:
+        """The bias and then each tap times its weight, in one fixed order of additions."""
+        g, y = self.g, bias
+        for tap, weight in zip(taps, weights, strict=True):
+            y = g.op("Add", y, g.op("Mul", tap, weight))
         return y
 
     # one token for each stream

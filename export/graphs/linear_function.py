@@ -32,12 +32,12 @@ from onnx import FunctionProto, TensorProto
 from speechssm.errors import ExportError
 
 from ..lazy import LazyArrays
-from ..quantize import BLOCK, blocks_of
+from ..quantize import BLOCK
 from .builder import FLOAT, FLOAT16, GraphBuilder
 from .griffin_nodes import PART, Nodes
-from .quantized import ACCURACY_LEVEL, BLOCKS_INT4, BLOCKS_INT8, HEAD_BITS
+from .quantized import ACCURACY_LEVEL, BLOCKS_INT4, BLOCKS_INT8, HEAD_BITS, bits_of, packed_blocks
 from .recurrent_function import TAPS, block_gates
-from .rglru_function import DOMAIN, DOMAIN_VERSION
+from .rglru_function import DOMAIN, declare
 
 NORM = "NormLinear"
 ACTIVATED = "NormActivatedLinear"
@@ -64,11 +64,8 @@ class LinearOps(Nodes):
 
     def embed(self, tokens: str) -> str:
         """See :class:`Nodes`; a narrow table is gathered before it is widened, as the head reads it as it is."""
-        g, s = self.g, self.shape
-        if self.stored not in (FLOAT16, BFLOAT16):
-            return super().embed(tokens)
-        rows = g.op("Gather", g.packed(PART, "embed", (s.vocab, s.width), self.stored), tokens, axis=0)
-        return g.op("Mul", g.op("Cast", rows, to=FLOAT), g.const(np.float32(s.embedding_scale)))
+        narrow = self.stored in (FLOAT16, BFLOAT16)
+        return self.embed_narrow(tokens, self.stored) if narrow else super().embed(tokens)
 
     def norm(self, x: str, name: str) -> str:
         """Nothing yet: the layers that read it norm for themselves."""
@@ -107,20 +104,17 @@ class LinearOps(Nodes):
         """See :class:`Nodes`."""
         return block_gates(self, u, name)
 
-    def conv(self, taps: list[str], name: str) -> str:
-        """See :class:`Nodes`."""
-        g, e = self.g, self.shape.lru_width
-        stacked = self.vector(f"{name}.conv.taps", TAPS, e)
-        y = self.vector(f"{name}.conv.bias", e)
-        for j, tap in enumerate(taps):
-            y = g.op("Add", y, g.op("Mul", tap, g.op("Gather", stacked, g.const(np.int64(j)), axis=0)))
-        return y
+    def tap_weights(self, name: str) -> list[str]:
+        """See :class:`Nodes`; they are stored in one."""
+        g = self.g
+        stacked = self.vector(f"{name}.conv.taps", TAPS, self.shape.lru_width)
+        return [g.op("Gather", stacked, g.const(np.int64(j)), axis=0) for j in range(TAPS)]
 
     def unembed(self, x: str, value: str) -> str:
         """See :class:`Nodes`."""
         s = self.shape
         if self._blocks:
-            head = self._packed_blocks("head", s.width, s.vocab, HEAD_BITS)
+            head = [*packed_blocks(self.g, "head", s.width, s.vocab, HEAD_BITS)]
         else:
             stored = "embed" if s.tied_head else "head"
             head = [self.g.packed(PART, stored, (s.vocab, s.width), self.stored)]
@@ -138,19 +132,8 @@ class LinearOps(Nodes):
 
     def _matrix(self, name: str, fan_in: int, fan_out: int) -> list[str]:
         if self._blocks:
-            return self._packed_blocks(name, fan_in, fan_out, self._bits)
+            return [*packed_blocks(self.g, name, fan_in, fan_out, bits_of(self.stored))]
         return [self.g.packed(PART, f"{name}{ROWS}", (fan_out, fan_in), self.stored)]
-
-    @property
-    def _bits(self) -> int:
-        return 4 if self.stored == BLOCKS_INT4 else 8
-
-    def _packed_blocks(self, name: str, fan_in: int, fan_out: int, bits: int) -> list[str]:
-        count, g = blocks_of(fan_in), self.g
-        return [
-            g.packed(PART, f"{name}.q", (fan_out, count, BLOCK * bits // 8), TensorProto.UINT8),
-            g.packed(PART, f"{name}.s", (fan_out, count), FLOAT),
-        ]
 
     def _bias(self, name: str, size: int) -> str:
         return self.vector(f"{name}.bias", size)
@@ -171,9 +154,7 @@ class LinearOps(Nodes):
         value: str = "",
     ) -> str:
         g, name = self.g, f"{kind}Blocks" if self._blocks else kind
-        g.custom_domains[DOMAIN] = DOMAIN_VERSION
-        if name not in {f.name for f in g.functions if f.domain == DOMAIN}:
-            g.functions.append(_function(self, kind, name))
+        declare(g, name, partial(_function, self, kind, name))
         active = kind in (ACTIVATED, GATED)
         more: dict[str, Any] = {
             "epsilon": float(self.shape.norm_eps),
@@ -181,7 +162,7 @@ class LinearOps(Nodes):
         }
         if self._blocks:
             g.custom_domains["com.microsoft"] = 1
-            more |= {"fan_in": fan_in, "fan_out": fan_out, "bits": bits or self._bits}
+            more |= {"fan_in": fan_in, "fan_out": fan_out, "bits": bits or bits_of(self.stored)}
         return g.op(name, *given, domain=DOMAIN, name=value, **more)
 
 

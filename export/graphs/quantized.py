@@ -21,7 +21,7 @@ import numpy as np
 from onnx import TensorProto
 
 from ..quantize import BLOCK, blocks_of
-from .builder import FLOAT, FLOAT16
+from .builder import FLOAT, FLOAT16, GraphBuilder
 from .griffin_nodes import PART, Nodes
 
 BLOCKS_INT8, BLOCKS_INT4, DYNAMIC_INT8 = TensorProto.INT8, TensorProto.INT4, TensorProto.UINT8
@@ -39,9 +39,7 @@ class QuantizedNodes(Nodes):
 
     def embed(self, tokens: str) -> str:
         """tokens (r) -> (r,d), scaled."""
-        g, s = self.g, self.shape
-        rows = g.op("Gather", g.packed(PART, "embed", (s.vocab, s.width), FLOAT16), tokens, axis=0)
-        return g.op("Mul", g.op("Cast", rows, to=FLOAT), g.const(np.float32(s.embedding_scale)))
+        return self.embed_narrow(tokens, FLOAT16)
 
     def unseen(self, x: str) -> list[str]:
         """Cutting activations to integers turns a NaN into a number, so it is looked for before."""
@@ -56,28 +54,39 @@ class QuantizedNodes(Nodes):
         return self.vector(name, *sizes)
 
 
+def bits_of(stored: int) -> int:
+    """Bits of a number in blocks, but for the head's."""
+    return 4 if stored == BLOCKS_INT4 else 8
+
+
+def packed_blocks(g: GraphBuilder, weight: str, fan_in: int, fan_out: int, bits: int) -> tuple[str, str]:
+    """Numbers and scales of a matrix in blocks (:mod:`..quantize`)."""
+    count = blocks_of(fan_in)
+    return (
+        g.packed(PART, f"{weight}.q", (fan_out, count, BLOCK * bits // 8), TensorProto.UINT8),
+        g.packed(PART, f"{weight}.s", (fan_out, count), FLOAT),
+    )
+
+
 @dataclass(frozen=True)
 class BlockNodes(QuantizedNodes):
     """Weight-only integers in blocks."""
 
     def product(self, x: str, name: str, fan_in: int, fan_out: int) -> str:
         """See :class:`Nodes`."""
-        return self._blocks(
-            x, f"{name}.weight", fan_in, fan_out, 4 if self.stored == BLOCKS_INT4 else 8, name
-        )
+        return self._blocks(x, f"{name}.weight", fan_in, fan_out, bits_of(self.stored), name)
 
     def unembed(self, x: str, value: str) -> str:
         """See :class:`Nodes`."""
         return self._blocks(x, "head", self.shape.width, self.shape.vocab, HEAD_BITS, value)
 
     def _blocks(self, x: str, weight: str, fan_in: int, fan_out: int, bits: int, value: str) -> str:
-        g, count = self.g, blocks_of(fan_in)
+        g = self.g
         g.custom_domains["com.microsoft"] = 1
         return g.op(
             "MatMulNBits",
             x,
-            g.packed(PART, f"{weight}.q", (fan_out, count, BLOCK * bits // 8), TensorProto.UINT8),
-            g.packed(PART, f"{weight}.s", (fan_out, count), FLOAT),
+            *packed_blocks(g, weight, fan_in, fan_out, bits),
             domain="com.microsoft",
             name=value,
             K=fan_in,

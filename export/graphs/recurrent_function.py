@@ -14,12 +14,14 @@ of the plain graph's nodes; kernels are in cpp_ext/ort/recurrent_ops.cpp. Equati
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
+from onnx import FunctionProto
 
 from .builder import FLOAT, INT64, GraphBuilder
 from .griffin_nodes import Nodes
-from .rglru_function import DOMAIN, DOMAIN_VERSION, rglru_step, step_function
+from .rglru_function import DOMAIN, declare, rglru_step
 
 STEP = "RecurrentStep"
 GATES = "BlockGates"
@@ -38,8 +40,7 @@ def recurrent_step(
         *_gates_weights(n, f"{name}.lru"),
         n.decay(f"{name}.lru"),
     ]
-    if _use(n, STEP, _step_body):
-        n.g.functions.append(step_function())
+    declare(n.g, STEP, partial(_function, n, STEP, _step_body))
     y, largest, conv_out, lru_out = n.g.ops(
         STEP, u, branch, conv, lru, *weights, position, active, outputs=4, domain=DOMAIN
     )
@@ -49,7 +50,7 @@ def recurrent_step(
 def block_gates(n: Nodes, x: str, name: str) -> tuple[str, str]:
     """Pre-activations of the input gate and of the recurrence gate of ``name`` from x, all (r,e)."""
     weights = _gates_weights(n, name)
-    _use(n, GATES, _gates_body)
+    declare(n.g, GATES, partial(_function, n, GATES, _gates_body))
     gate_x, gate_a = n.g.ops(GATES, x, *weights, outputs=2, domain=DOMAIN)
     return gate_x, gate_a
 
@@ -60,16 +61,18 @@ def _gates_weights(n: Nodes, name: str) -> tuple[str, str]:
     return gates, n.vector(f"{name}.gates.bias", 2 * s.lru_width)
 
 
-def _use(n: Nodes, name: str, body: Callable[[Nodes], None]) -> bool:
-    """Declare the domain and give the graph the function ``name``, once; whether that was now."""
-    n.g.custom_domains[DOMAIN] = DOMAIN_VERSION
-    if name in {f.name for f in n.g.functions if f.domain == DOMAIN}:
-        return False
+def _function(n: Nodes, name: str, body: Callable[[Nodes], None]) -> FunctionProto:
+    """The function ``name``. Those that its body calls are the model's: a function has none of its own."""
     inner = Nodes(GraphBuilder(name), n.shape)
     body(inner)
+    for called in inner.g.functions:
+        declare(n.g, called.name, partial(_same, called))
     inner.g.functions.clear()
-    n.g.functions.append(inner.g.function(DOMAIN))
-    return True
+    return inner.g.function(DOMAIN)
+
+
+def _same(function: FunctionProto) -> FunctionProto:
+    return function
 
 
 def _step_body(n: Nodes) -> None:
@@ -82,10 +85,10 @@ def _step_body(n: Nodes) -> None:
     first = g.op("Unsqueeze", g.op("Equal", "position", g.const(np.int64(0))), g.const([1, 2]))
     old = g.op("Where", first, zero, "conv")
     window = g.op("Concat", old, g.op("Unsqueeze", "u", g.const([1])), axis=1)
-    mixed = "conv_bias"
-    for j in range(TAPS):
-        tap, weight = (g.op("Gather", x, g.const(np.int64(j)), axis=a) for x, a in ((window, 1), ("taps", 0)))
-        mixed = g.op("Add", mixed, g.op("Mul", tap, weight))
+    numbers = [g.const(np.int64(j)) for j in range(TAPS)]
+    inputs = [g.op("Gather", window, j, axis=1) for j in numbers]
+    weights = [g.op("Gather", "taps", j, axis=0) for j in numbers]
+    mixed = n.weighted(inputs, weights, "conv_bias")
     gates = _gate_nodes(n, mixed)
     h, state = rglru_step(g, mixed, *gates, "decay", "lru", "position", "active")
     tail = g.op("Slice", window, g.const([1]), g.const([TAPS]), g.const([1]))

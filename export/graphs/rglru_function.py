@@ -16,6 +16,8 @@ at least 1. x, gates and y may be float32, float16 or bfloat16; everything is co
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import onnx
 from onnx import FunctionProto
 
@@ -149,18 +151,18 @@ def scan_function() -> FunctionProto:
     return onnx.parser.parse_function(_SCAN)
 
 
-def _use(g: GraphBuilder, function: FunctionProto) -> None:
-    """Declare the domain in ``g`` and give it ``function``, once."""
+def declare(g: GraphBuilder, name: str, function: Callable[[], FunctionProto]) -> None:
+    """Declare the domain in ``g`` and give it the function ``name``, made when the graph has none yet."""
     g.custom_domains[DOMAIN] = DOMAIN_VERSION
-    if function.name not in {f.name for f in g.functions if f.domain == DOMAIN}:
-        g.functions.append(function)
+    if name not in {f.name for f in g.functions if f.domain == DOMAIN}:
+        g.functions.append(function())
 
 
 def rglru_step(
     g: GraphBuilder, x: str, gate_x: str, gate_a: str, decay: str, state: str, position: str, active: str
 ) -> tuple[str, str]:
     """One token: x, gates and state (b,e), decay (e), position (b) int64, active (b) bool -> y, state."""
-    _use(g, step_function())
+    declare(g, STEP, step_function)
     y, out = g.ops(STEP, x, gate_x, gate_a, decay, state, position, active, outputs=2, domain=DOMAIN)
     return y, out
 
@@ -169,6 +171,6 @@ def rglru_scan(
     g: GraphBuilder, x: str, gate_x: str, gate_a: str, decay: str, state: str, position: str, lengths: str
 ) -> tuple[str, str]:
     """A chunk: x and gates (t,b,e), decay (e), state (b,e), position, lengths (b) int64 -> y, state."""
-    _use(g, scan_function())
+    declare(g, SCAN, scan_function)
     y, out = g.ops(SCAN, x, gate_x, gate_a, decay, state, position, lengths, outputs=2, domain=DOMAIN)
     return y, out

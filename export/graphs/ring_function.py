@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from onnx import FunctionProto
@@ -31,7 +32,7 @@ from speechssm.errors import ExportError
 
 from .builder import BOOL, FLOAT, INT64, GraphBuilder
 from .griffin_nodes import RING_TYPES, Nodes, Ring
-from .rglru_function import DOMAIN, DOMAIN_VERSION
+from .rglru_function import DOMAIN, declare
 
 ATTEND = "RingAttend"
 SCAN = "RingScan"
@@ -46,7 +47,7 @@ def ring_attend(
 ) -> tuple[str, str]:
     """One token: q (b,h*k), k and v (b,g,1,k), rings (b,w,g,k), position, active (b) -> y (b,h*k), check (b)."""
     name = _name(n, ATTEND)
-    _use(n, name, _attend_body)
+    declare(n.g, name, partial(_function, n, name, _attend_body))
     given = (q, k, v, key[0], value[0], position, active, *key[1:], *value[1:])
     y, check = n.g.ops(name, *given, outputs=2, domain=DOMAIN)
     return y, check
@@ -57,7 +58,7 @@ def ring_scan(
 ) -> tuple[str, str, Ring, Ring]:
     """A chunk: q (t,b,h*k), k and v (t,b,g,k), rings (b,w,g,k), position, lengths (b) -> y, check, both rings."""
     name = _name(n, SCAN)
-    _use(n, name, _scan_body)
+    declare(n.g, name, partial(_function, n, name, _scan_body))
     given = (q, k, v, key[0], value[0], position, lengths, *key[1:], *value[1:])
     y, check, *out = n.g.ops(name, *given, outputs=2 + 2 * len(key), domain=DOMAIN)
     return y, check, tuple(out[0::2]), tuple(out[1::2])
@@ -104,13 +105,6 @@ def _name(n: Nodes, kind: str) -> str:
             f"the attention operator takes heads of at most {WIDEST_HEAD}, not {n.shape.head_dim}: export without it"
         )
     return f"{kind}Int8" if n.shape.ring == "int8" else kind
-
-
-def _use(n: Nodes, name: str, body: Callable[[Nodes], None]) -> None:
-    """Declare the domain in the graph and give it the function ``name``, once."""
-    n.g.custom_domains[DOMAIN] = DOMAIN_VERSION
-    if name not in {f.name for f in n.g.functions if f.domain == DOMAIN}:
-        n.g.functions.append(_function(n, name, body))
 
 
 def _function(n: Nodes, name: str, body: Callable[[Nodes], None]) -> FunctionProto:

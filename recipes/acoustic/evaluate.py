@@ -25,7 +25,7 @@ from speechssm.perf.quality.judges import Judges
 from speechssm.runtime.acoustic import SCHEDULES, Voice, WindowRow, decode_windows
 from speechssm.runtime.random import acoustic_uniforms
 
-from .. import data, places, splits
+from .. import data, places
 from ..codec.train import load_best as load_codec
 from ..judges import opened
 from ..units import edit_distance
@@ -119,8 +119,7 @@ def run(
     model, codec = load_best(folder), load_codec()
     folder = folder or places.cache("acoustic")
     run_pass = open_pass(model)
-    held_out = [r for r in splits.testing(data.recordings(root)) if r.corpus in prepare.CORPORA]
-    encoded = prepare.load(held_out, (1.0,), folder=folder / "prepared")
+    encoded = prepare.held_out(root, folder / "prepared")
     chosen = trials(encoded, model.shape.prompt_tokens, seed)
     chosen = [chosen[i] for i in np.linspace(0, len(chosen) - 1, min(most, len(chosen))).astype(int)]
     real = [real_audio(t) for t in chosen]

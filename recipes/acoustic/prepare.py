@@ -192,6 +192,12 @@ def load(
     return found
 
 
+def held_out(root: Path, folder: Path | None = None) -> list[Encoded]:
+    """What is prepared of the recordings no part was trained on, at their own speed."""
+    testing = [r for r in splits.testing(data.recordings(root)) if r.corpus in CORPORA]
+    return load(testing, (1.0,), folder)
+
+
 def same_source(folder: Path, kinds: Sequence[Kind] = KINDS) -> None:
     """Note which tokenizer and codec ``folder`` is made with, or raise SpeechSSMError if others made it.
 
