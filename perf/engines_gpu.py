@@ -66,11 +66,20 @@ def device_tests() -> Report:
 
 
 def engine_steps(
-    flavour: str, preset: str, precision: str, rows: int, steps: int, *, ring_op: bool = False, **more: Any
+    exports: Path,
+    flavour: str,
+    preset: str,
+    precision: str,
+    rows: int,
+    steps: int,
+    *,
+    ring_op: bool = False,
+    **more: Any,
 ) -> Report:
     """Build a preset's step, check its tokens against ONNX Runtime's CPU provider where small, and time it.
 
-    ``ring_op`` exports attention as an operator, which the plugin has as it has the recurrence.
+    A bundle that is in ``exports`` already is used as it is. ``ring_op`` exports attention as an operator, which the
+    plugin has as it has the recurrence.
     """
     from speechssm.bundle import open_bundle
     from speechssm.cpp_ext.build import find_library
@@ -82,9 +91,11 @@ def engine_steps(
     from speechssm.runtime.lm import LanguageModel
 
     with tempfile.TemporaryDirectory() as folder:
-        bundle_folder, engines = Path(folder) / "bundle", Path(folder) / "engines"
+        engines = Path(folder) / "engines"
         stored = "bfloat16" if precision == "bfloat16" else "float32"
-        export_preset(preset, bundle_folder, seed=0, storage=stored, rollout=4, ring_op=ring_op)  # type: ignore[arg-type]
+        bundle_folder = exports / f"{preset}-{stored}{'-ring-op' if ring_op else ''}"
+        if not bundle_folder.exists():
+            export_preset(preset, bundle_folder, seed=0, storage=stored, rollout=4, ring_op=ring_op)  # type: ignore[arg-type]
         bundle = open_bundle(bundle_folder)
         plugin = find_library("ort" if flavour == "onnxruntime-cuda" else "trt")
         settings = BuildSettings(engine=flavour, precision=precision, **more)  # type: ignore[arg-type]
@@ -161,7 +172,7 @@ def copy_bandwidth(device: Device) -> float:
     return best
 
 
-def parts(out: Path, quick: bool) -> list[tuple[str, Callable[[], Report]]]:
+def parts(out: Path, quick: bool, exports: Path) -> list[tuple[str, Callable[[], Report]]]:
     """What is run, in order: the cheap and the likely first."""
     small = [
         (f"{flavour} {preset}{' in place' if aliased else ''}", flavour, preset, aliased)
@@ -173,7 +184,7 @@ def parts(out: Path, quick: bool) -> list[tuple[str, Callable[[], Report]]]:
         ("device", device_tests),
         ("kernels", lambda: kernels(out)),
         *(
-            (name, lambda f=f, p=p, a=a: engine_steps(f, p, "float32", 3, 200, aliased=a))
+            (name, lambda f=f, p=p, a=a: engine_steps(exports, f, p, "float32", 3, 200, aliased=a))
             for name, f, p, a in small
         ),
     ]
@@ -181,7 +192,7 @@ def parts(out: Path, quick: bool) -> list[tuple[str, Callable[[], Report]]]:
         made.append(
             (
                 f"{name} demo, attention by the plugin",
-                lambda f=name: engine_steps(f, "demo", "float32", 3, 200, ring_op=True),  # type: ignore[misc]
+                lambda f=name: engine_steps(exports, f, "demo", "float32", 3, 200, ring_op=True),  # type: ignore[misc]
             )
         )
     if not quick:
@@ -189,7 +200,7 @@ def parts(out: Path, quick: bool) -> list[tuple[str, Callable[[], Report]]]:
             made.append(
                 (
                     f"onnxruntime-cuda 2b, {rows} rows",
-                    lambda r=rows: engine_steps("onnxruntime-cuda", "2b", "bfloat16", r, 200),  # type: ignore[misc]
+                    lambda r=rows: engine_steps(exports, "onnxruntime-cuda", "2b", "bfloat16", r, 200),  # type: ignore[misc]
                 )
             )
     return made
@@ -202,6 +213,8 @@ def main() -> int:
     )
     parser.add_argument("--out", type=Path, default=Path("perf/reports"))
     parser.add_argument("--quick", action="store_true", help="no 2b")
+    parser.add_argument("--only", default="", help="parts whose name holds this")
+    parser.add_argument("--exports", type=Path, help="folder of exported presets, kept; a temporary one by default")
     given = parser.parse_args()
     try:
         device = open_device()
@@ -222,7 +235,9 @@ def main() -> int:
     except Exception as error:
         report["copy_bytes_per_s"] = {"not_run": str(error)}
     with tempfile.TemporaryDirectory() as work:
-        for name, run in parts(Path(work), given.quick):
+        for name, run in parts(Path(work), given.quick, given.exports or Path(work) / "exports"):
+            if given.only not in name:
+                continue
             print(f"-- {name}", flush=True)
             try:
                 report[name] = run()

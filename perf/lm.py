@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from speechssm.bundle.shapes import LMShape
 from speechssm.engines.ort import OrtGraph, OrtOptions
@@ -39,6 +39,43 @@ RING_BYTES = 4
 """Rings and caches are float32 on ONNX Runtime CPU, whatever a bundle stores."""
 
 
+class Steps(Protocol):
+    """Rows that are stepped at one position again and again."""
+
+    def step(self) -> None:
+        """One step of every row."""
+
+
+class Timed(Protocol):
+    """A model whose step is compared with others'."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in a report."""
+
+    @property
+    def shape(self) -> LMShape:
+        """Its shape."""
+
+    @property
+    def dtype(self) -> str:
+        """How its weights are stored."""
+
+    @property
+    def ring_item_bytes(self) -> int:
+        """Bytes of a number in its rings and caches."""
+
+    @property
+    def cache(self) -> str:
+        """What is kept of the past, in words."""
+
+    def rows_at(self, rows: int, position: int) -> Steps:
+        """``rows`` sessions as if ``position`` tokens had passed."""
+
+    def floor(self, machine: Machine, rows: int, position: int) -> StepFloor:
+        """The shortest time a step can take on ``machine``."""
+
+
 @dataclass(frozen=True)
 class Contestant:
     """A language model whose step can be timed: its graph alone, with random weights."""
@@ -47,6 +84,7 @@ class Contestant:
     shape: LMShape
     lm: LanguageModel
     dtype: str
+    ring_item_bytes: int = RING_BYTES
 
     def rows_at(self, rows: int, position: int) -> Held:
         """``rows`` sessions as if ``position`` tokens had passed; a growing cache has room for one more."""
@@ -64,14 +102,13 @@ class Contestant:
         """The shortest time a step can take on ``machine``."""
         return step_seconds(
             self.shape, machine, rows, position,
-            weight_item_bytes=WEIGHT_BYTES[self.dtype], ring_item_bytes=RING_BYTES,
+            weight_item_bytes=WEIGHT_BYTES[self.dtype], ring_item_bytes=self.ring_item_bytes,
         )  # fmt: skip
 
     @property
     def cache(self) -> str:
         """What is kept of the past, in words."""
-        ring = f"ring of {self.shape.window}"
-        return ring if self.shape.cache == "ring" else f"grows by {self.shape.window}"
+        return cache_words(self.shape)
 
 
 @dataclass(frozen=True)
@@ -106,7 +143,7 @@ def contestant(
 
 
 def measure(
-    contestants: Sequence[Contestant],
+    contestants: Sequence[Timed],
     position: int,
     rows: Sequence[int],
     *,
@@ -122,7 +159,7 @@ def measure(
 
 
 def row_of(
-    one: Contestant, spread: Spread, machine: Machine, rows: int, position: int, **more: Any
+    one: Timed, spread: Spread, machine: Machine, rows: int, position: int, **more: Any
 ) -> dict[str, Any]:
     """One measurement with everything that must be known to believe it."""
     floor = one.floor(machine, rows, position)
@@ -145,12 +182,17 @@ def row_of(
     }
 
 
-def rows_in_budget(shape: LMShape, tokens: int, budget_bytes: int) -> int:
+def rows_in_budget(shape: LMShape, tokens: int, budget_bytes: int, ring_item_bytes: int = RING_BYTES) -> int:
     """Sessions of ``tokens`` whose state fills ``budget_bytes``, at least one."""
-    return max(1, budget_bytes // held_bytes(shape, tokens))
+    return max(1, budget_bytes // held_bytes(shape, tokens, ring_item_bytes))
 
 
-def held_bytes(shape: LMShape, tokens: int) -> int:
+def held_bytes(shape: LMShape, tokens: int, ring_item_bytes: int = RING_BYTES) -> int:
     """Bytes the runtime keeps for one session: its recurrent state twice, as a step reads one set and writes
     the other, and its rings once, as they are changed in place."""
-    return shape.session_bytes(tokens, RING_BYTES) + shape.recurrent_bytes
+    return shape.session_bytes(tokens, ring_item_bytes) + shape.recurrent_bytes
+
+
+def cache_words(shape: LMShape) -> str:
+    """What a model of ``shape`` keeps of the past, in words."""
+    return f"ring of {shape.window}" if shape.cache == "ring" else f"grows by {shape.window}"

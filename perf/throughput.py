@@ -17,7 +17,7 @@ from speechssm.axes import TOKEN_RATE_HZ
 from .bench.result import Cell, Figure, Plot, Section, Series, Table, measured, missing
 from .bench.run import Bench
 from .contest import models_of
-from .lm import RING_BYTES, Contestant, contestant, held_bytes, measure, row_of, rows_in_budget
+from .lm import Timed, contestant, held_bytes, measure, row_of, rows_in_budget
 
 POSITIONS = (128, 512, 1024, 2048, 4096, 8192, 16_384, 24_000)
 """Tokens said before the step that is timed, one session; 24 000 are 16 minutes."""
@@ -36,15 +36,21 @@ Row = dict[str, Any]
 
 def run(bench: Bench) -> Section:
     """Measure and report."""
-    started = time.perf_counter()
     settings = bench.settings
-    quick = settings.quick
-    budget = min(settings.budget_bytes, QUICK_BUDGET) if quick else settings.budget_bytes
     models = [
         contestant(name, shape, bench.work / name, dtype=settings.dtype, options=bench.options)  # type: ignore[arg-type]
         for name, shape in models_of(settings.shape).items()
     ]
-    turn = QUICK_TURN_S if quick else TURN_S
+    return compared(bench, models, "All are exported by the same code and run by the same runtime")
+
+
+def compared(bench: Bench, models: Sequence[Timed], how: str, turn_s: float = TURN_S) -> Section:
+    """Griffin, the first of ``models``, beside the others; ``how`` they run, in words, ``turn_s`` at each position."""
+    started = time.perf_counter()
+    settings = bench.settings
+    quick = settings.quick
+    budget = min(settings.budget_bytes, QUICK_BUDGET) if quick else settings.budget_bytes
+    turn = QUICK_TURN_S if quick else turn_s
     one = list(figure_7(bench, models, QUICK if quick else POSITIONS, turn))
     filled = list(figure_8(bench, models, QUICK if quick else LENGTHS, budget, turn))
     ratios = list(compare(bench, models, filled))
@@ -54,10 +60,9 @@ def run(bench: Bench) -> Section:
         title="Language model: Griffin and Transformers",
         about=(
             f"{griffin.parameters / 1e6:.1f} M parameters, {griffin.layers} layers, width {griffin.width}, window "
-            f"{griffin.window}, {griffin.vocab} tokens, {settings.dtype} weights, {RING_BYTES * 8}-bit keys and "
-            "values, random weights. The Transformers have the same width, depth and MLP, and keep every key. All "
-            "are exported by the same code and run by the same runtime, in turns (A B B A); a time is the median of "
-            "its steps. A floor is what a step must read and multiply, at the rates measured in this run. "
+            f"{griffin.window}, {griffin.vocab} tokens, {models[0].dtype} weights, {models[0].ring_item_bytes * 8}-bit keys and "
+            f"values, random weights. The Transformers have the same width, depth and MLP, and keep every key. {how}, in "
+            "turns (A B B A); a time is the median of its steps. A floor is what a step must read and multiply, at the rates measured in this run. "
             f"A budget of {budget / 2**20:.0f} MiB holds state alone, not weights. {bench.clock_words}"
         ),
         seconds=time.perf_counter() - started,
@@ -80,12 +85,12 @@ def run(bench: Bench) -> Section:
         plots=(
             _over_position(one), _decode_time(one), _ratio(ratios), _memory(models),
         ),
-        facts={"budget_bytes": budget, "held_bytes": {m.name: held_bytes(m.shape, 16_384) for m in models}},
+        facts={"budget_bytes": budget, "held_bytes": {m.name: held_bytes(m.shape, 16_384, m.ring_item_bytes) for m in models}},
     )  # fmt: skip
 
 
 def figure_7(
-    bench: Bench, models: Sequence[Contestant], positions: Iterable[int], seconds: float
+    bench: Bench, models: Sequence[Timed], positions: Iterable[int], seconds: float
 ) -> Iterable[Row]:
     """One session each: step time at every position, and the time to decode up to there."""
     last: dict[str, tuple[int, float, float]] = {}
@@ -104,11 +109,11 @@ def figure_7(
 
 
 def figure_8(
-    bench: Bench, models: Sequence[Contestant], lengths: Iterable[int], budget: int, seconds: float
+    bench: Bench, models: Sequence[Timed], lengths: Iterable[int], budget: int, seconds: float
 ) -> Iterable[Row]:
     """The budget filled: step time at the end and in the middle of every length."""
     for length in lengths:
-        rows = [rows_in_budget(model.shape, length, budget) for model in models]
+        rows = [rows_in_budget(model.shape, length, budget, model.ring_item_bytes) for model in models]
         for at, position in (("end", length), ("middle", length // 2)):
             bench.say(f"{rows} sessions of {length} tokens, {at} ...")
             found = measure(models, position, rows, seconds=seconds, clock=bench.settings.clock)
@@ -116,7 +121,7 @@ def figure_8(
                 yield row_of(model, found[model.name], bench.machine, count, position, length=length, at=at)
 
 
-def compare(bench: Bench, models: Sequence[Contestant], filled: Sequence[Row]) -> Iterable[Row]:
+def compare(bench: Bench, models: Sequence[Timed], filled: Sequence[Row]) -> Iterable[Row]:
     """Griffin's throughput over each Transformer's, measured and computed."""
     griffin = models[0].name
     by = {(row["model"], row["length"], row["at"]): row for row in filled}
@@ -236,13 +241,13 @@ def _ratio(ratios: Sequence[Row]) -> Plot:
     )  # fmt: skip
 
 
-def _memory(models: Sequence[Contestant]) -> Plot:
+def _memory(models: Sequence[Timed]) -> Plot:
     minutes = tuple(float(m) for m in range(1, 17))
     series = tuple(
         Series(
             name=model.name,
             x=minutes,
-            y=tuple(held_bytes(model.shape, round(m * 60 * TOKEN_RATE_HZ)) / 2**20 for m in minutes),
+            y=tuple(held_bytes(model.shape, round(m * 60 * TOKEN_RATE_HZ), model.ring_item_bytes) / 2**20 for m in minutes),
             style="computed",
         )
         for model in models

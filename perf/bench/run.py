@@ -34,6 +34,7 @@ from .settings import BenchSettings
 BENCHMARKS: dict[str, str] = {
     "roofline": "speechssm.perf.stages",
     "lm": "speechssm.perf.throughput",
+    "lm-gpu": "speechssm.perf.lm_gpu",
     "peers": "speechssm.perf.peers",
     "pipeline": "speechssm.perf.pipeline",
     "quality": "speechssm.perf.quality.section",

@@ -13,6 +13,7 @@ from .. import places
 from ..codec.train import load_best as load_codec
 from . import evaluate as evaluation
 from . import figure as drawing
+from . import packed
 from . import prepare as preparation
 from . import timing as timetable
 from . import train as training
@@ -44,8 +45,15 @@ def prepare(
 
 
 @app.command()
+def pack(data: Data, out: Annotated[Path, typer.Option("-o", help="A safetensors file.")]) -> None:
+    """Put what training needs of the prepared recordings into one file, for a machine without them."""
+    preparation.same_source(places.cache("acoustic") / "prepared")
+    packed.write(out, training.examples(data))
+
+
+@app.command()
 def train(
-    data: Data,
+    data: Annotated[Path, typer.Option(help="The data folder, or what pack wrote.")],
     device: Device = "auto",
     steps: int = training.Plan.steps,
     batch: int = training.Plan.batch,
@@ -63,7 +71,11 @@ def train(
 ) -> None:
     """Train, or resume where the last checkpoint stopped."""
     torch.set_num_threads(threads)
-    preparation.same_source((folder or places.cache("acoustic")) / "prepared")
+    if data.is_file():
+        examples = packed.read(data)
+    else:
+        preparation.same_source((folder or places.cache("acoustic")) / "prepared")
+        examples = training.examples(data, folder)
     plan = training.Plan(
         steps=steps,
         batch=batch,
@@ -72,8 +84,14 @@ def train(
         dropout=dropout,
         mixture=Mixture(tokens=tuple(window)),
     )
-    books = load_codec().codebooks.detach()
-    training.run(data, _device(device), plan, folder=folder, codebooks=books, minutes=minutes)
+    training.run(
+        examples,
+        _device(device),
+        plan,
+        folder=folder,
+        codebooks=lambda: load_codec().codebooks.detach(),
+        minutes=minutes,
+    )
 
 
 @app.command()

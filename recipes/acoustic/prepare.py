@@ -34,7 +34,7 @@ from .. import data, places, splits, weights
 from ..codec.train import load_best
 from . import voiceprint
 
-SPEEDS = (1.0, 0.84, 0.92, 1.09, 1.19)
+SPEEDS = (1.0, 0.84, 0.88, 0.92, 0.96, 1.04, 1.09, 1.14, 1.19)
 """Copies of each training recording; only 1.0 of held-out ones."""
 WINDOW_SECONDS = DEFAULT.window / TOKEN_RATE_HZ
 VOICE_SECONDS = 20.0

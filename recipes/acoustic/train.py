@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import cast
@@ -26,6 +26,7 @@ from .. import data, places, splits, weights
 from ..precision import narrow
 from . import prepare, voiceprint
 from .crops import Batch, Crops, Mixture
+from .packed import Examples
 
 VALIDATION_EVERY = 17
 """Every 17th training speaker of LibriSpeech, at its own speed, chooses checkpoints instead of training."""
@@ -52,11 +53,11 @@ class Plan:
     judge_batches: int = 8
     mixture: Mixture = field(default_factory=Mixture)
 
-    def rate(self, step: int) -> float:
-        """Learning rate: warm-up, then a cosine to a hundredth."""
-        if step < self.warmup:
-            return self.learning_rate * (step + 1) / self.warmup
-        share = (step - self.warmup) / max(1, self.steps - self.warmup)
+    def rate(self, step: int, begun: int = 0) -> float:
+        """Learning rate: warm-up from step ``begun``, where the optimizers are new, then a cosine to a hundredth."""
+        if step - begun < self.warmup:
+            return self.learning_rate * (step - begun + 1) / self.warmup
+        share = (step - begun - self.warmup) / max(1, self.steps - begun - self.warmup)
         return self.learning_rate * (0.505 + 0.495 * math.cos(math.pi * min(1.0, share)))
 
 
@@ -70,7 +71,7 @@ class Run:
         self.print = nn.Linear(shape.width, voiceprint.WIDTH).to(device)
         self.average = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
         self.optimizers = optimizers(self.model, self.print, plan, fused=device == "cuda")
-        self.step = 0
+        self.step = self.begun = 0
 
     @torch.no_grad()
     def start_from(self, codebooks: Tensor) -> None:
@@ -93,7 +94,7 @@ class Run:
         for name, optimizer in self.optimizers.items():
             for index, entry in optimizer.state_dict()["state"].items():
                 tensors |= {f"{name}.{index}.{k}": torch.as_tensor(v) for k, v in entry.items()}
-        places.write_tensors(path, tensors | {"step": torch.tensor([self.step])})
+        places.write_tensors(path, tensors | {"step": torch.tensor([self.step, self.begun])})
 
     def load(self, path: Path) -> None:
         """Continue where :meth:`save` stopped."""
@@ -109,13 +110,13 @@ class Run:
                 entries.setdefault(int(index), {})[key] = value
             whole["state"] = entries
             optimizer.load_state_dict(whole)
-        self.step = int(tensors["step"][0])
+        self.step, self.begun = tensors["step"].tolist()
 
     def go_on_from(self, parameters: Mapping[str, Tensor], step: int) -> None:
         """Continue from finished weights alone; the optimizers and the voiceprint map begin anew."""
         self.model.load_state_dict(dict(parameters))
         self.average = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
-        self.step = step
+        self.step = self.begun = step
 
     def advance(self, crops: Crops) -> dict[str, Tensor]:
         """One step; returns its losses."""
@@ -123,7 +124,7 @@ class Run:
         torch.manual_seed(plan.seed * 1_000_003 + self.step)  # dropout, the same after a resume
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
-                group["lr"] = plan.rate(self.step)
+                group["lr"] = plan.rate(self.step, self.begun)
         self.model.train()
         batch = crops(plan.seed, self.step, plan.batch)
         with narrow(self.device):
@@ -235,19 +236,26 @@ def judge(model: Acoustic, crops: Crops, batches: int, rows: int) -> dict[str, f
     return figures | {"score": (float(nats[0]) + fine) / 2}
 
 
+def examples(root: Path, folder: Path | None = None) -> Examples:
+    """What is prepared in ``folder`` of the recordings under ``root``, copies of other speeds to train on only."""
+    training, validation = chosen(data.recordings(root))
+    prepared = (folder or places.cache("acoustic")) / "prepared"
+    return Examples(prepare.load(training, folder=prepared), prepare.load(validation, (1.0,), prepared))
+
+
 def run(
-    root: Path,
+    examples: Examples,
     device: str,
     plan: Plan,
     shape: AcousticShape | None = None,
     folder: Path | None = None,
-    codebooks: Tensor | None = None,
+    codebooks: Callable[[], Tensor] | None = None,
     minutes: float = math.inf,
 ) -> None:
     """Train or resume in ``folder`` until ``plan.steps`` or for ``minutes``; keeps the best weights there.
 
     Without a checkpoint the committed weights are gone on from. Without those either, code embeddings start
-    from the codec's ``codebooks`` (q,c,r) where they are given.
+    from the codec's ``codebooks`` (q,c,r) where a way to get them is given.
     """
     shape = shape or ACOUSTIC_PRESETS["demo"]
     folder = folder or places.cache("acoustic")
@@ -259,12 +267,10 @@ def run(
     elif known := weights.committed("acoustic", shape):
         state.go_on_from(known.parameters, known.step)
     elif codebooks is not None:
-        state.start_from(codebooks.to(device))
-    training, validation = chosen(data.recordings(root))
-    prepared = folder / "prepared"
-    crops = Crops(prepare.load(training, folder=prepared), shape, plan.mixture, device)
+        state.start_from(codebooks().to(device))
+    crops = Crops(examples.training, shape, plan.mixture, device)
     apart = Mixture({"librispeech": 1.0}, original=1.0, tokens=plan.mixture.tokens[:1], windows=1, sent=0.0)
-    checks = Crops(prepare.load(validation, (1.0,), folder=prepared), shape, apart, device)
+    checks = Crops(examples.validation, shape, apart, device)
     log(event="start", step=state.step, device=device, plan=asdict(plan), shape=shape.model_dump())
     saved = begun = time.monotonic()
     first = state.step
@@ -274,7 +280,13 @@ def run(
         if state.step % 50 == 0:
             speed = (state.step - first) / (time.monotonic() - begun)
             losses = {k: float(v) for k, v in report.items()}
-            log(event="step", step=state.step, rate=plan.rate(state.step), steps_per_second=speed, **losses)
+            log(
+                event="step",
+                step=state.step,
+                rate=plan.rate(state.step, state.begun),
+                steps_per_second=speed,
+                **losses,
+            )
         if state.step % plan.judge_every == 0 or done:
             _keep_best(state, checks, folder, log)
         if time.monotonic() - saved > plan.save_seconds or done:

@@ -37,7 +37,9 @@ def test_every_part_is_reported(
     monkeypatch.setattr(engines_gpu, "open_device", load_double().HostDevice)
     monkeypatch.setattr(engines_gpu, "build", lambda preset: None)
     monkeypatch.setattr(engines_gpu, "copy_bandwidth", lambda device: 1e12)
-    monkeypatch.setattr(engines_gpu, "parts", lambda out, quick: [("a", fails), ("b", lambda: dict(ran))])
+    monkeypatch.setattr(
+        engines_gpu, "parts", lambda out, quick, exports: [("a", fails), ("b", lambda: dict(ran))]
+    )
     monkeypatch.setattr("sys.argv", ["engines_gpu", "--out", str(tmp_path)])
     assert engines_gpu.main() == code
     (path,) = tmp_path.iterdir()
@@ -48,8 +50,8 @@ def test_every_part_is_reported(
 
 
 def test_its_parts_are_those_of_the_issue() -> None:
-    names = [name for name, _ in engines_gpu.parts(Path("x"), quick=False)]
+    names = [name for name, _ in engines_gpu.parts(Path("x"), False, Path("y"))]
     assert names[:2] == ["device", "kernels"]
     assert {"tensorrt-rtx tiny", "tensorrt tiny in place", "onnxruntime-cuda 2b, 1 rows"} <= set(names)
     assert "tensorrt-rtx demo, attention by the plugin" in names
-    assert not any("2b" in name for name, _ in engines_gpu.parts(Path("x"), quick=True))
+    assert not any("2b" in name for name, _ in engines_gpu.parts(Path("x"), True, Path("y")))

@@ -10,7 +10,7 @@ import pytest
 import soundfile
 import torch
 from recipes import data, splits
-from recipes.acoustic import evaluate, prepare, timing, train, voiceprint
+from recipes.acoustic import evaluate, packed, prepare, timing, train, voiceprint
 from recipes.acoustic.crops import Crops, Mixture, hide
 from recipes.acoustic.prepare import Encoded
 
@@ -299,14 +299,37 @@ def test_a_resumed_run_continues_bit_for_bit(rng: Rng, tmp_path: Path) -> None:
         assert torch.equal(value, resumed.average[name]), name
 
 
+def test_a_run_that_goes_on_from_weights_warms_up_anew() -> None:
+    plan = train.Plan(steps=300, warmup=100)
+    assert plan.rate(100, 100) == plan.rate(0) == plan.learning_rate / 100
+    assert plan.rate(200, 100) == plan.learning_rate
+    assert plan.rate(300, 100) == pytest.approx(plan.learning_rate / 100)
+
+
+def test_packed_recordings_are_the_prepared_ones(corpus: Path, tmp_path: Path) -> None:
+    prepare.run(data.recordings(corpus), seeded_encoders())
+    given = train.examples(corpus)
+    packed.write(tmp_path / "packed", given)
+    found = packed.read(tmp_path / "packed")
+    for before, after in ((given.training, found.training), (given.validation, found.validation)):
+        assert [e.speaker for e in before] == [e.speaker for e in after]
+        for a, b in zip(before, after, strict=True):
+            for name in ("tokens", "codes", "voice"):
+                np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+    (tmp_path / "other").write_bytes(b"no")
+    with pytest.raises(SpeechSSMError, match="does not hold packed recordings"):
+        packed.read(tmp_path / "other")
+
+
 def test_the_whole_recipe_runs_and_resumes(corpus: Path, tmp_path: Path) -> None:
     """Prepare, train, be interrupted, train on; the best weights export and speak."""
     recordings = data.recordings(corpus)
     folder = tmp_path / "run"
     prepare.run(recordings, seeded_encoders(), folder / "prepared")
     plan = overfit_plan(steps=4, judge_every=2, judge_batches=1, mixture=Mixture(tokens=(10,), windows=2))
-    train.run(corpus, "cpu", plan, SHAPE, folder)
-    train.run(corpus, "cpu", replace(plan, steps=6), SHAPE, folder)
+    train.run(train.examples(corpus, folder), "cpu", plan, SHAPE, folder)
+    packed.write(tmp_path / "packed", train.examples(corpus, folder))
+    train.run(packed.read(tmp_path / "packed"), "cpu", replace(plan, steps=6), SHAPE, folder)
     events = train.places.Log(folder / "train.jsonl").read()
     assert [e["step"] for e in events if e["event"] == "start"] == [0, 4]
     assert [e["step"] for e in events if e["event"] == "judge"] == [2, 4, 6]

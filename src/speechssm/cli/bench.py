@@ -28,6 +28,7 @@ class What(StrEnum):
     """Benchmarks by name."""
 
     LM = "lm"
+    LM_GPU = "lm-gpu"
     PEERS = "peers"
     PIPELINE = "pipeline"
     ROOFLINE = "roofline"
@@ -36,15 +37,17 @@ class What(StrEnum):
 
 
 def bench(
-    what: Annotated[What, typer.Argument(help="lm, peers, pipeline, roofline, quality, or all of them.")],
+    what: Annotated[
+        What, typer.Argument(help="lm, lm-gpu, peers, pipeline, roofline, quality, or all of them.")
+    ],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the report.")],
     quick: Annotated[bool, typer.Option("--quick", help="Two minutes: rough figures, every part.")] = False,
     bundle: Annotated[Path | None, typer.Option(help="Bundle folder.")] = None,
     preset: Annotated[
-        str, typer.Option(help="Shape of 'lm' and 'peers': 40m, tiny, demo, 2b or 9b.")
+        str, typer.Option(help="Shape of 'lm', 'lm-gpu' and 'peers': 40m, tiny, demo, 2b or 9b.")
     ] = "40m",
     dtype: Annotated[str, typer.Option(help="Weights of 'lm', as for export.")] = "float32",
-    budget: Annotated[str, typer.Option(help="Memory that 'lm' fills with sessions.")] = "2GiB",
+    budget: Annotated[str, typer.Option(help="Memory that 'lm' and 'lm-gpu' fill with sessions.")] = "2GiB",
     sessions: Annotated[int, typer.Option(min=1, max=1024, help="Most sessions tried in real time.")] = 8,
     minutes: Annotated[float | None, typer.Option(help="Speech that 'quality' judges, up to 24.")] = None,
     model: Annotated[list[str] | None, typer.Option(help="ROLE=PATH of a judge's model; repeatable.")] = None,
