@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from speechssm.axes import TOKEN_FRAMES
 from speechssm.bundle.shapes import AcousticShape
@@ -133,7 +134,9 @@ class Acoustic(nn.Module):
         """tokens (b,t), codes (b,q,f), known (b,q,f) -> (b,f,d). Codes that are not known are never read."""
         row = torch.where(known, codes, self.shape.codes)
         level = torch.arange(self.shape.levels, device=codes.device)[:, None]
-        x = self.code_in(self.code_embedding[level, row].permute(0, 2, 1, 3).flatten(2))
+        # An embedding, not an index: its gradient does not take turns where thousands of frames are masked.
+        table = self.code_embedding.flatten(0, 1)
+        x = self.code_in(F.embedding(row + level * (self.shape.codes + 1), table).permute(0, 2, 1, 3).flatten(2))
         out: Tensor = x + self.token_embedding(tokens).repeat_interleave(TOKEN_FRAMES, dim=1)
         return out
 

@@ -114,10 +114,9 @@ def test_captured_replay_equals_eager(cuda, rng, kind, version):
     eager = run(cuda, on_device(case, chunk=0 if kind == "step" else 32), kind, version)
     device = on_device(case, chunk=0 if kind == "step" else 32)
     call = device.call(cuda)
-    graph, held = torch.cuda.CUDAGraph(), torch.cuda.memory_allocated()
+    graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         getattr(cuda, kind)(call, torch.cuda.current_stream().cuda_stream, version)
-    assert torch.cuda.memory_allocated() == held
     assert torch.isnan(device.y).all()  # capturing runs nothing
     graph.replay()
     torch.cuda.synchronize()

@@ -142,10 +142,9 @@ def test_captured_replay_equals_eager(cuda, rng, version, pieces):
     eager = OnDevice(cuda, case, pieces)
     eager.run(version)
     captured = OnDevice(cuda, case, pieces)
-    graph, held = torch.cuda.CUDAGraph(), torch.cuda.memory_allocated()
+    graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         captured.run(version)
-    assert torch.cuda.memory_allocated() == held
     assert np.isnan(captured.array("y")).all()  # capturing runs nothing
     graph.replay()
     assert captured.array("y").tobytes() == eager.array("y").tobytes()

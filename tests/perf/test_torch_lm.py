@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +15,10 @@ from speechssm.errors import SettingsError
 from speechssm.export.models.griffin import Griffin, zero_state
 from speechssm.export.models.transformer import at_capacity, transformer_shape
 from speechssm.export.presets import PRESETS
-from speechssm.perf import lm_gpu, torch_lm
+from speechssm.perf import lm_gpu, throughput, torch_lm
+from speechssm.perf.bench.run import Bench
+from speechssm.perf.bench.settings import BenchSettings
+from speechssm.perf.roofline import Roofline
 
 TINY = PRESETS["tiny"].lm.model_copy(update={"window": 6, "kv_heads": 1})
 
@@ -47,6 +54,26 @@ def test_tokens_are_drawn_by_their_scores() -> None:
 def test_without_a_gpu_it_says_so() -> None:
     with pytest.raises(SettingsError, match="no CUDA device"):
         lm_gpu.run(None)  # type: ignore[arg-type]
+
+
+def test_the_section_is_that_of_bench_lm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Everything but the GPU: models on the processor, steps that are not captured."""
+
+    class Plain(torch_lm.TorchContestant):
+        def rows_at(self, rows: int, position: int) -> Any:
+            decoder = torch_lm.Decoder(self.model, rows, position)
+            tokens = torch.zeros(rows, dtype=torch.int64)
+            return SimpleNamespace(step=lambda: decoder.step(tokens))
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch_lm, "contestant", lambda name, shape: Plain(name, Griffin(shape).eval()))
+    monkeypatch.setattr(lm_gpu, "ceilings", lambda: Roofline(1, 1e10, 1e10, 1e11))
+    monkeypatch.setattr(throughput, "QUICK_TURN_S", 0.02)
+    with torch.no_grad():
+        section = lm_gpu.run(Bench(BenchSettings(quick=True, shape="tiny", budget_bytes=1 << 20), tmp_path))
+    assert section.name == "lm-gpu"
+    assert {plot.name for plot in section.plots} >= {"time-per-token", "throughput-ratio"}
+    assert any(figure.name.startswith("throughput over transformer-mqa") for figure in section.figures)
 
 
 @pytest.mark.gpu

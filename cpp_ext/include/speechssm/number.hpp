@@ -40,8 +40,7 @@ SPEECHSSM_HD float read(BFloat16 value) {
 
 SPEECHSSM_HD void write(BFloat16* where, float value) {
 #if defined(__CUDA_ARCH__)
-    const __nv_bfloat16 rounded = __float2bfloat16_rn(value);
-    memcpy(where, &rounded, sizeof *where);
+    where->bits = __bfloat16_as_ushort(__float2bfloat16_rn(value));
 #else
     const std::uint32_t bits = number_detail::to_bits(value);
     if ((bits & 0x7fffffffu) > 0x7f800000u) {  // a NaN keeps its sign and must not round to infinity
@@ -54,9 +53,7 @@ SPEECHSSM_HD void write(BFloat16* where, float value) {
 
 SPEECHSSM_HD float read(Half value) {
 #if defined(__CUDA_ARCH__)
-    __half wide;
-    memcpy(&wide, &value, sizeof wide);
-    return __half2float(wide);
+    return __half2float(__ushort_as_half(value.bits));
 #else
     const std::uint32_t sign = static_cast<std::uint32_t>(value.bits & 0x8000u) << 16;
     const std::uint32_t magnitude = static_cast<std::uint32_t>(value.bits & 0x7fffu) << 13;
@@ -70,8 +67,8 @@ SPEECHSSM_HD float read(Half value) {
 
 SPEECHSSM_HD void write(Half* where, float value) {
 #if defined(__CUDA_ARCH__)
-    const __half rounded = __float2half_rn(value);
-    memcpy(where, &rounded, sizeof *where);
+    // By value: with nvcc 13.0 a memcpy from the rounded number stores its upper byte alone.
+    where->bits = __half_as_ushort(__float2half_rn(value));
 #else
     const std::uint32_t bits = number_detail::to_bits(value);
     const std::uint32_t sign = (bits >> 16) & 0x8000u;
