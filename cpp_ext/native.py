@@ -105,6 +105,10 @@ class CudaLibrary:
         """Attention over the ring, and the append. Raises RuntimeError with the library's sentence."""
         self._checked(self.lib.speechssm_ring_cuda(ctypes.addressof(call), version, stream))
 
+    def ring_pieces(self, window: int) -> int:
+        """Pieces that suit a ring of ``window`` slots."""
+        return int(self.lib.speechssm_ring_pieces(window))
+
     def ring_workspace_bytes(self, rows: int, heads: int, head_dim: int, pieces: int) -> int:
         """Bytes a step in ``pieces`` needs."""
         return int(self.lib.speechssm_ring_workspace_bytes(rows, heads, head_dim, pieces))

@@ -22,7 +22,7 @@ from .throughput import compared
 
 COPY_BYTES = 2 << 30
 SIDE = 8192
-TURN_S = 0.6
+TURN_S = 0.5
 """A GPU's steps are short and steady: hundreds of them."""
 
 

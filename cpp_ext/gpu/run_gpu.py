@@ -33,9 +33,11 @@ from speechssm.cpp_ext.native import CudaLibrary, Ring
 
 WIDTHS = (2560, 4096)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+KINDS = ("step", "scan", "ring")
 RING = {"heads": 10, "kv_heads": 1, "dim": 256, "window": 2048}
 RING_ROWS = (1, 4, 16, 64)
-PIECES = (4, 16)
+PIECES = (1, 4, 16)
+"""Of version 2; 16 is what a window of 2048 is read in where there is a workspace."""
 LAUNCH_S = 5e-6
 """A floor below this is less than what a launch costs."""
 
@@ -153,9 +155,10 @@ def time_ring(library: CudaLibrary, rows: int, ring: torch.dtype, copy: float) -
     cases = [first] + [random_ring(rows, **RING, ring=ring) for _ in range(count - 1)]
     line: dict[str, Any] = {"kind": "ring", "rows": rows, "ring": str(ring).removeprefix("torch.")}
     line |= {"sets": count, "floor_us": 1e6 * first.floor_bytes / copy}
-    for pieces in (1, *PIECES):
-        line[f"pieces{pieces}_us"] = 1e6 * seconds(ring_works(library, cases, pieces))
-    best = min(line[f"pieces{p}_us"] for p in (1, *PIECES))
+    line["v1_us"] = 1e6 * seconds(ring_works(library, cases, 1, 1))
+    for pieces in PIECES:
+        line[f"pieces{pieces}_us"] = 1e6 * seconds(ring_works(library, cases, pieces, 2))
+    best = min(line[f"pieces{p}_us"] for p in PIECES)
     line["of_copy"] = line["floor_us"] / best
     line["bound"] = "launch" if first.floor_bytes / copy < LAUNCH_S else "memory"
     line["torch_us"] = None
@@ -167,19 +170,19 @@ def time_ring(library: CudaLibrary, rows: int, ring: torch.dtype, copy: float) -
     return line
 
 
-def ring_works(library: CudaLibrary, cases: list[RingCase], pieces: int) -> list[Work]:
+def ring_works(library: CudaLibrary, cases: list[RingCase], pieces: int, version: int) -> list[Work]:
     """One step per case, in place, in as many pieces."""
     calls = [case.call(library, pieces) for case in cases]
 
     def run(call: Ring) -> None:
-        library.ring(call, torch.cuda.current_stream().cuda_stream, 2 if pieces > 1 else 1)
+        library.ring(call, torch.cuda.current_stream().cuda_stream, version)
 
     return [partial(run, call) for call in calls]
 
 
 def print_ring(line: dict[str, Any]) -> None:
     """One row of the ring's table for people."""
-    times = " ".join(f"{line[f'pieces{p}_us']:>10.1f}" for p in (1, *PIECES))
+    times = " ".join(f"{line[key]:>10.1f}" for key in ("v1_us", *(f"pieces{p}_us" for p in PIECES)))
     beside = f"{line['torch_us']:>10.1f}" if line["torch_us"] else f"{'--':>10}"
     print(
         f" ring {line['ring']:>9} {line['rows']:>5} {line['floor_us']:>10.1f} {times} {line['of_copy']:>7.1%} "
@@ -207,6 +210,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("out/gpu"), help="folder of the report")
     parser.add_argument("--quick", action="store_true", help="three row counts, one width")
     parser.add_argument("--no-tests", action="store_true")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="what to time")
     chosen = parser.parse_args()
     if not torch.cuda.is_available():
         print("error: torch sees no CUDA device; run this on a machine with one", file=sys.stderr)
@@ -225,16 +229,16 @@ def main() -> int:
     )
     print(" kind     dtype width  rows  toks      floor         v1         v2 of_copy compile bound")
     lines = []
-    for kind in ("step", "scan"):
+    for kind in (k for k in ("step", "scan") if k in chosen.kinds):
         for dtype in (torch.float32, torch.bfloat16):
             for width in WIDTHS[: 1 if chosen.quick else None]:
                 for rows in (1, 64, 1024) if chosen.quick else ROWS:
                     lines.append(time_one(library, kind, rows, width, dtype, copy))
                     print_line(lines[-1])
                     torch.cuda.empty_cache()
-    pieces = " ".join(f"{p:>10}" for p in (1, *PIECES))
-    print(f" kind      ring  rows      floor {pieces} of_copy      torch bound   (columns: pieces of a head)")
-    for ring in (torch.float32, torch.float16, torch.int8):
+    pieces = " ".join(f"{f'v2 in {p}':>10}" for p in PIECES)
+    print(f" kind      ring  rows      floor         v1 {pieces} of_copy      torch bound   (v2: pieces of a head)")
+    for ring in (torch.float32, torch.float16, torch.int8) if "ring" in chosen.kinds else ():
         for rows in (1, 64) if chosen.quick else RING_ROWS:
             lines.append(time_ring(library, rows, ring, copy))
             print_ring(lines[-1])

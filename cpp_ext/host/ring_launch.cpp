@@ -24,6 +24,10 @@ extern "C" int32_t speechssm_ring_host(const speechssm_ring* call, int32_t versi
     return SPEECHSSM_OK;
 }
 
+extern "C" int32_t speechssm_ring_pieces(int32_t window) {
+    return static_cast<int32_t>(speechssm::ring_pieces(window));
+}
+
 extern "C" int64_t speechssm_ring_workspace_bytes(int32_t rows, int32_t heads, int32_t head_dim, int32_t pieces) {
     return speechssm::ring_workspace_bytes(rows, heads, head_dim, pieces);
 }

@@ -109,8 +109,8 @@ private:
         if (op_.device == ort::Device::cuda) {
             void* stream = nullptr;
             if (ort::Status* failed = api_.gpu_stream(context_, &stream)) return failed;
-            // Version 1 needs no workspace, which a custom op could not keep across a captured graph.
-            const std::int32_t launched = speechssm_ring_cuda(&call, 1, stream);
+            // In one piece: a workspace could not be kept across a captured graph.
+            const std::int32_t launched = speechssm_ring_cuda(&call, 0, stream);
             return launched == SPEECHSSM_OK ? nullptr : refuse("%s", speechssm_status_text(launched));
         }
 #endif

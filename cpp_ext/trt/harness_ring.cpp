@@ -96,7 +96,7 @@ struct Problem {
         kv = 1 + upto(1);
         heads = kv * (1 + upto(2));
         dim = 1 + upto(23);
-        window = 1 + upto(19);
+        window = upto(3) == 0 ? 300 : 1 + upto(19);  // 300 slots are two pieces
         qkv.emplace_back(stream, normals(tokens * rows * heads * dim, 1.0f / std::sqrt(static_cast<float>(dim))));
         for (int i = 0; i < 2; ++i) qkv.emplace_back(stream, normals(tokens * rows * kv * dim));
         for (int b = 0; b < rows; ++b) {
@@ -244,7 +244,10 @@ void run_ring(IPluginCreatorV3One* maker, bool scan, bool scaled, bool aliased) 
     std::size_t workspace_bytes = 1;
     const std::unique_ptr<IPluginV3> attached = through_an_engine(maker, job_of(p, name, aliased), &workspace_bytes);
     if (!attached) return;
-    check(workspace_bytes == 0, name + ": needs no workspace");
+    const std::int64_t pieces = scan ? 1 : speechssm::ring_pieces(p.window);
+    const std::int64_t needed = speechssm::ring_workspace_bytes(p.rows, p.heads, p.dim, pieces);
+    check(workspace_bytes >= static_cast<std::size_t>(needed), name + ": room for a step in pieces");
+    check(!scan || workspace_bytes == 0, name + ": a chunk needs no workspace");
     auto* run = capability<IPluginV3OneRuntime>(attached.get(), PluginCapabilityType::kRUNTIME);
     const int inputs = static_cast<int>(p.in.size()), outputs = static_cast<int>(p.out.size());
 

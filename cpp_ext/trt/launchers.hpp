@@ -22,7 +22,7 @@ inline std::int32_t launch_scan(const speechssm_rglru& call, void* stream) {
     return speechssm_rglru_scan_cuda(&call, 0, stream);
 }
 inline std::int32_t launch_ring(const speechssm_ring& call, void* stream) {
-    return speechssm_ring_cuda(&call, 1, stream);  // 2 sums in another order than a chunk does
+    return speechssm_ring_cuda(&call, 0, stream);
 }
 #endif
 

@@ -97,8 +97,13 @@ struct RingNode {
         return true;
     }
 
-    // One block to a key/value head and row, in which a chunk and its tokens one by one give the same bits.
-    std::size_t workspace_bytes(const Sizes&) const { return 0; }
+    // A step of few rows is read in pieces by many blocks. A chunk keeps one block to a row's key/value head, in which it
+    // and its tokens one by one give the same bits.
+    std::size_t workspace_bytes(const Sizes& most) const {
+        if (scan || most.dim < 1) return 0;
+        const std::int64_t pieces = speechssm::ring_pieces(most.window);
+        return static_cast<std::size_t>(speechssm::ring_workspace_bytes(most.rows, most.wide / most.dim, most.dim, pieces));
+    }
 
     std::int32_t run(const Sizes& sizes, const Enqueued& given) const {
         if (sizes.rows == 0) return 0;
@@ -136,6 +141,11 @@ struct RingNode {
             }
         } else {
             call.active = given.read<std::uint8_t>(kRows);
+        }
+        if (!scan && given.workspace) {
+            call.pieces = speechssm_ring_pieces(call.window);
+            call.workspace = given.workspace;
+            call.workspace_bytes = speechssm::ring_workspace_bytes(call.rows, call.heads, call.head_dim, call.pieces);
         }
         const std::int32_t status = launch_ring(call, given.stream);
         return status == SPEECHSSM_OK ? 0 : report("%s: %s", name(), speechssm_status_text(status));

@@ -67,6 +67,13 @@ def train(
     window: Annotated[
         list[int], typer.Option(help="Tokens of a window, one drawn per step; 75 suits a CPU.")
     ] = (*Mixture.tokens,),  # type: ignore[assignment]
+    warmup: Annotated[int, typer.Option(help="Steps to the full rate.")] = training.Plan.warmup,
+    average: Annotated[float, typer.Option(help="Share of the averaged weights that a step keeps.")] = (
+        training.Plan.average
+    ),
+    judge_every: Annotated[int, typer.Option(help="Steps between choices of the best.")] = (
+        training.Plan.judge_every
+    ),
     folder: Folder = None,
 ) -> None:
     """Train, or resume where the last checkpoint stopped."""
@@ -82,6 +89,9 @@ def train(
         learning_rate=learning_rate,
         seed=seed,
         dropout=dropout,
+        warmup=warmup,
+        average=average,
+        judge_every=judge_every,
         mixture=Mixture(tokens=tuple(window)),
     )
     training.run(

@@ -88,9 +88,18 @@ def test_chunks(cuda, rng, shape, dtype, ring):
 
 
 @pytest.mark.parametrize(("dtype", "ring"), PAIRS)
-@pytest.mark.parametrize("pieces", [2, 3, 16])
+@pytest.mark.parametrize("pieces", [1, 2, 3, 16])
 @pytest.mark.parametrize(
-    "shape", [(3, 2, 1, 7, 5), (5, 10, 1, 256, 2048), (2, 20, 2, 100, 300), (1, 16, 1, 512, 64)]
+    "shape",
+    [
+        (3, 2, 1, 7, 5),
+        (5, 10, 1, 256, 2048),
+        (2, 20, 2, 100, 300),
+        (1, 16, 1, 512, 64),
+        (2, 16, 2, 64, 33),
+        (1, 64, 4, 128, 300),
+        (3, 6, 2, 250, 40),
+    ],
 )
 def test_steps_in_pieces(cuda, rng, shape, pieces, dtype, ring):
     case = random_case(rng, 1, *shape, dtype=dtype, ring=ring)
@@ -98,7 +107,7 @@ def test_steps_in_pieces(cuda, rng, shape, pieces, dtype, ring):
     check(cuda, case, 2, slack_of(dtype), pieces)
 
 
-@pytest.mark.parametrize(("version", "pieces"), [(1, 0), (2, 4)])
+@pytest.mark.parametrize(("version", "pieces"), [(1, 0), (2, 0), (2, 4)])
 @pytest.mark.parametrize("ring", RINGS)
 def test_ragged_aliased_permuted_poisoned(cuda, rng, version, pieces, ring):
     tokens, rows, pool, window = 1 if version == 2 else 12, 6, 9, 40
@@ -123,7 +132,7 @@ def test_ragged_aliased_permuted_poisoned(cuda, rng, version, pieces, ring):
             assert ring_out[slot].tobytes() == (want[n] if slot in runs else before[n])[slot].tobytes()
 
 
-@pytest.mark.parametrize(("version", "pieces"), [(1, 0), (2, 4)])
+@pytest.mark.parametrize(("version", "pieces"), [(1, 0), (2, 0), (2, 4)])
 @pytest.mark.parametrize("where", ["q", "k", "v", "key", "value"])
 def test_damage_shows_in_the_check_of_its_row(cuda, rng, version, pieces, where):
     for value in (np.nan, np.inf):
@@ -135,7 +144,7 @@ def test_damage_shows_in_the_check_of_its_row(cuda, rng, version, pieces, where)
         assert np.isnan(device.array("check")).tolist() == [False, True, False]
 
 
-@pytest.mark.parametrize(("version", "pieces"), [(1, 0), (2, 4)])
+@pytest.mark.parametrize(("version", "pieces"), [(1, 0), (2, 0), (2, 4)])
 def test_captured_replay_equals_eager(cuda, rng, version, pieces):
     """Capture forbids synchronising and stream-unordered allocation: passing means the launcher does neither."""
     case = random_case(rng, 1, 5, 10, 1, 64, 128)

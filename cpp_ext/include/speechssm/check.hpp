@@ -67,6 +67,12 @@ inline std::int64_t ring_workspace_bytes(std::int64_t rows, std::int64_t heads, 
     return rows * heads * pieces * (head_dim + 2) * 4;  // numerator, denominator and maximum of each piece
 }
 
+// Of the window alone, so that a row's bits do not depend on how many others there are.
+inline std::int64_t ring_pieces(std::int64_t window) {
+    const std::int64_t slots = 128, most = 64, pieces = window / slots;
+    return pieces < 1 ? 1 : pieces < most ? pieces : most;
+}
+
 inline std::int32_t check(const speechssm_ring* call) {
     if (call == nullptr) return SPEECHSSM_NULL_POINTER;
     if (call->struct_bytes != sizeof(speechssm_ring)) return SPEECHSSM_BAD_STRUCT;

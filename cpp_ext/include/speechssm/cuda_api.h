@@ -25,9 +25,10 @@ SPEECHSSM_EXPORT int32_t speechssm_rglru_scan_cuda(const speechssm_rglru* call, 
 SPEECHSSM_EXPORT int32_t speechssm_conv4_cuda(const speechssm_conv4* call, void* stream);
 
 /* Attention over the ring, then the append. version 1: a block walks all slots of a key/value head of a row,
- * and the tokens of a chunk. version 2: a step whose slots are shared by call->pieces (2 or more) blocks, joined
- * through call->workspace. 0: 2 where pieces and a workspace are given, else 1. A float16 or bfloat16 stream
- * takes a ring of its own type or int8. */
+ * and the tokens of a chunk. version 2: a step; each number is read once for up to five query heads, and with
+ * call->pieces (2 or more) blocks share the slots of a head through call->workspace. 0: 2 for a step, in pieces where
+ * the workspace is large enough, else 1. 2 falls back to 1 where head_dim or addresses are not multiples of four
+ * numbers. A float16 or bfloat16 stream takes a ring of its own type or int8. */
 SPEECHSSM_EXPORT int32_t speechssm_ring_cuda(const speechssm_ring* call, int32_t version, void* stream);
 
 #ifdef __cplusplus

@@ -37,7 +37,7 @@ typedef struct speechssm_ring {
     int32_t head_dim;
     int32_t window;
     int32_t slot_count;
-    int32_t pieces; /* device only: parts a row's ring is read in; 0 lets the launcher choose */
+    int32_t pieces; /* device only: parts a row's ring is read in, each by a block; above 1 with a workspace */
     int64_t token_stride;
     int64_t row_stride;
     const void* q;
@@ -65,6 +65,9 @@ typedef struct speechssm_ring {
  * a chunk and its tokens one by one. version 2: the plain reference, head by head in the order of the
  * equations. */
 SPEECHSSM_EXPORT int32_t speechssm_ring_host(const speechssm_ring* call, int32_t version);
+
+/* Pieces in which few rows fill a device and many lose little: of 128 slots, 64 at most. */
+SPEECHSSM_EXPORT int32_t speechssm_ring_pieces(int32_t window);
 
 /* Bytes of workspace that a device launch in `pieces` needs. */
 SPEECHSSM_EXPORT int64_t speechssm_ring_workspace_bytes(int32_t rows, int32_t heads, int32_t head_dim, int32_t pieces);

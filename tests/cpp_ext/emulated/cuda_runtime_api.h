@@ -1,4 +1,4 @@
-// A device on a processor, for tests: enough of CUDA that kernels/ring.cu runs without one.
+// A device on a processor, for tests: enough of CUDA that kernels/ring*.cu run without one.
 //
 // The threads of a block are coroutines, run one after another. __syncthreads makes a thread wait until
 // every thread of its block has come there, a shuffle until every lane of its warp has; where threads wait
@@ -137,6 +137,14 @@ inline float __shfl_sync(unsigned, float value, int lane) {
     const float taken = emulated::device.lanes[me / 32 * 32 + lane % 32];
     emulated::wait(emulated::Waits::for_warp);  // before anybody writes anew
     return taken;
+}
+
+inline void __syncwarp() { emulated::wait(emulated::Waits::for_warp); }
+
+inline bool __any_sync(unsigned mask, bool mine) {
+    bool any = false;
+    for (int lane = 0; lane < 32; ++lane) any |= __shfl_sync(mask, mine ? 1.0f : 0.0f, lane) != 0.0f;
+    return any;
 }
 
 inline float __shfl_xor_sync(unsigned mask, float value, int other) {
