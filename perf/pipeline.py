@@ -34,7 +34,7 @@ LIMITS = {
     "fast": {"rtf": 0.15, "first_audio_s": 0.5, "sessions": 6},
 }
 """Of the demo voice on two cores."""
-LOAD_MINUTES, QUICK_LOAD_MINUTES = (0.75, 0.5), (0.05, 0.05)
+LOAD_MINUTES, QUICK_LOAD_MINUTES = (0.5, 0.35), (0.05, 0.05)
 """Length of a load of listeners, and of a probe for how many there may be."""
 SELF_TEST_S, SEEN, ELSEWHERE = 0.03, 0.95, 0.5
 """Slept in each call of a stage; the least share of it that must show there, and the most that may elsewhere."""

@@ -14,13 +14,17 @@ void rglru_rows_avx2(const speechssm_rglru& call);
 void rglru_rows_avx512(const speechssm_rglru& call);
 #endif
 
-// Rows first .. end - 1 of a checked call.
-void ring_rows_scalar(const speechssm_ring& call, int32_t first, int32_t end);
+// Some rows, and of a step that appends nothing some query heads, of a checked call.
+struct RingPart {
+    int32_t first_row, end_row, first_head, end_head;
+    float* check;  // (b) or null, in place of the call's
+};
+void ring_part_scalar(const speechssm_ring& call, const RingPart& part);
 #if defined(SPEECHSSM_X86)
-void ring_rows_avx2(const speechssm_ring& call, int32_t first, int32_t end);
-void ring_rows_avx512(const speechssm_ring& call, int32_t first, int32_t end);
+void ring_part_avx2(const speechssm_ring& call, const RingPart& part);
+void ring_part_avx512(const speechssm_ring& call, const RingPart& part);
 #endif
-void ring_rows(const speechssm_ring& call, int32_t first, int32_t end);  // by the chosen one
+void ring_part(const speechssm_ring& call, const RingPart& part);  // by the chosen one
 
 // One row made ready, and outputs first .. end - 1 of all rows, of a checked call.
 void linear_prepare_scalar(const speechssm_linear& call, int32_t row);

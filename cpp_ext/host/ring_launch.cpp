@@ -3,13 +3,13 @@
 #include "ring_reference.hpp"
 #include "speechssm/check.hpp"
 
-void speechssm::ring_rows(const speechssm_ring& call, std::int32_t first, std::int32_t end) {
+void speechssm::ring_part(const speechssm_ring& call, const RingPart& part) {
     switch (chosen_isa()) {
 #if defined(SPEECHSSM_X86)
-        case Isa::avx512: ring_rows_avx512(call, first, end); return;
-        case Isa::avx2: ring_rows_avx2(call, first, end); return;
+        case Isa::avx512: ring_part_avx512(call, part); return;
+        case Isa::avx2: ring_part_avx2(call, part); return;
 #endif
-        default: ring_rows_scalar(call, first, end); return;
+        default: ring_part_scalar(call, part); return;
     }
 }
 
@@ -18,7 +18,7 @@ extern "C" int32_t speechssm_ring_host(const speechssm_ring* call, int32_t versi
     const std::int32_t status = speechssm::check(call);
     if (status != SPEECHSSM_OK) return status;
     if (version == 1)
-        speechssm::ring_rows(*call, 0, call->rows);
+        speechssm::ring_part(*call, {0, call->rows, 0, call->heads, call->check});
     else
         speechssm::ring_reference(*call);
     return SPEECHSSM_OK;

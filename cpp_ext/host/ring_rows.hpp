@@ -1,8 +1,8 @@
-// Attention over the ring on a processor: rows, tokens, key/value heads, then keys sixteen at a time.
+// Attention over the ring on a processor: rows, tokens, then keys sixteen at a time.
 //
-// Up to sixteen query heads share one pass over keys and values. A block of sixteen keys (4 KB at k = 64) is
-// read from memory once and stays in cache for all of them; sixteen scores come out side by
-// side, so the exponentials need no shuffling. Everything lies on the stack: padded to whole lanes of
+// Up to sixteen query heads share one pass over keys and values, also where they belong to several key/value heads,
+// whose vectors lie side by side. A block of sixteen keys (4 KB at k = 64) is read from memory once and stays in cache
+// for all heads of its own; sixteen scores come out side by side, so the exponentials need no shuffling. Everything lies on the stack: padded to whole lanes of
 // sixteen, with zeros, so no loop has a tail.
 #pragma once
 
@@ -44,16 +44,19 @@ inline Keys block_of(const float* from, std::size_t stride, int count, int k, fl
 }
 
 // Asks for a block before it is needed: long keys are read across, sixteen lines far apart at a time, which
-// no processor takes for a stream. Short ones are better left alone (1.76 against 1.94 ms at k = 64). Lines past the end of the ring are asked for too; asking is harmless.
+// no processor takes for a stream. Short ones are better left alone in a ring that a cache holds (1.76 against 1.94 ms at
+// k = 64); a longer ring is asked for two blocks ahead, since every block is a page of its own. Lines past the end of the
+// ring are asked for too; asking is harmless.
 template <class R>
-inline void ask_for(const R* from, std::size_t stride, int k) {
-    const std::size_t bytes = k * sizeof(R);
-    if (bytes <= 256) return;
+inline void ask_for(const R* from, std::size_t stride, int count) {
+    const std::size_t bytes = count * sizeof(R);
     for (int s = 0; s < kBlock; ++s) {
         const char* vector = reinterpret_cast<const char*>(from) + s * stride * sizeof(R);
         for (std::size_t i = 0; i < bytes; i += 64) __builtin_prefetch(vector + i, 0, 2);
     }
 }
+
+constexpr std::size_t kCached = 1u << 18;  // bytes of a ring that stay in a core's cache between steps, about
 
 // What one query head has summed so far.
 struct Head {
@@ -135,49 +138,61 @@ struct RingPass {
         return load_sixteen(lane);
     }
 
-    // Query heads `first` .. `first + count - 1` of key/value head g at position p; their y, and what is wrong.
+    // Query heads `first` .. `first + count - 1` at position p; their y, and what is wrong.
     float run(const T* q, const T* k, const T* v, T* y, const R* key, const R* value, const float* key_scale,
-              const float* value_scale, std::int32_t g, std::int32_t first, int count, std::int64_t p) {
-        const int dim = c.head_dim, lanes = padded(dim);
+              const float* value_scale, std::int32_t first, int count, std::int64_t p) {
+        const int dim = c.head_dim, lanes = padded(dim), group = c.heads / c.kv_heads;
+        const std::int32_t g_first = first / group, g_end = (first + count - 1) / group + 1;
+        // The heads of this pass that belong to g.
+        const auto begin = [&](std::int32_t g) { return g * group < first ? 0 : g * group - first; };
+        const auto end = [&](std::int32_t g) { return (g + 1) * group - first < count ? (g + 1) * group - first : count; };
         Sixteen wrong = splat<Sixteen>(0.0f);
         const Sixteen zero = splat<Sixteen>(0.0f);
         for (int h = 0; h < count; ++h) widen_vector(q + static_cast<std::int64_t>(first + h) * dim, heads[h].query, dim);
         // The token itself comes first, with weight 1.
-        widen_vector(k + static_cast<std::int64_t>(g) * dim, room, dim);
-        for (int h = 0; h < count; ++h) {
-            Sixteen acc[1];
-            dots<1>(heads[h].query, Keys{room, 0}, 0, lanes, acc);
-            heads[h].largest = fold(acc[0]);
-            heads[h].weight = first_lanes(splat<Sixteen>(1.0f), 1);
-        }
-        for (int i = 0; i < lanes; i += 16) wrong = fused(load_sixteen(room + i), zero, wrong);
-        widen_vector(v + static_cast<std::int64_t>(g) * dim, room, dim);
-        for (int i = 0; i < lanes; i += 16) wrong = fused(load_sixteen(room + i), zero, wrong);
-        for (int h = 0; h < count; ++h) {
-            std::memcpy(heads[h].sum, room, lanes * sizeof(float));
-            wrong = fused(splat<Sixteen>(heads[h].largest), zero, wrong);
+        for (std::int32_t g = g_first; g < g_end; ++g) {
+            widen_vector(k + static_cast<std::int64_t>(g) * dim, room, dim);
+            for (int h = begin(g); h < end(g); ++h) {
+                Sixteen acc[1];
+                dots<1>(heads[h].query, Keys{room, 0}, 0, lanes, acc);
+                heads[h].largest = fold(acc[0]);
+                heads[h].weight = first_lanes(splat<Sixteen>(1.0f), 1);
+            }
+            for (int i = 0; i < lanes; i += 16) wrong = fused(load_sixteen(room + i), zero, wrong);
+            widen_vector(v + static_cast<std::int64_t>(g) * dim, room, dim);
+            for (int i = 0; i < lanes; i += 16) wrong = fused(load_sixteen(room + i), zero, wrong);
+            for (int h = begin(g); h < end(g); ++h) {
+                std::memcpy(heads[h].sum, room, lanes * sizeof(float));
+                wrong = fused(splat<Sixteen>(heads[h].largest), zero, wrong);
+            }
         }
         const std::int32_t filled = filled_at(c, p);
         const std::size_t stride = static_cast<std::size_t>(c.kv_heads) * dim;
+        const int across = (g_end - g_first) * dim, ahead = stride * sizeof(R) * c.window > kCached ? 2 * kBlock : kBlock;
+        const bool asks = ahead > kBlock || dim * sizeof(R) > 256;
         for (std::int32_t s = 0; s < filled; s += kBlock) {
             const int n = filled - s < kBlock ? filled - s : kBlock;
-            const std::int64_t at = ring_at(c, slot, s, g) * dim;
-            if (s + kBlock < filled) {
-                ask_for(key + at + kBlock * stride, stride, dim);
-                ask_for(value + at + kBlock * stride, stride, dim);
+            const std::int64_t block = ring_at(c, slot, s, g_first) * dim;
+            if (asks && s + ahead < filled) {
+                ask_for(key + block + ahead * stride, stride, across);
+                ask_for(value + block + ahead * stride, stride, across);
             }
-            const Keys keys = block_of(key + at, stride, n, dim, room);
-            const Sixteen key_by = RingKind<R>::scaled ? scales(key_scale, s, g, n) : zero;
-            const Sixteen value_by = RingKind<R>::scaled ? scales(value_scale, s, g, n) : zero;
-            for (int h = 0; h < count; ++h) wrong = wrong + weigh(heads[h], weight[h], keys, n, lanes, key_by, value_by);
-            const Keys values = block_of(value + at, stride, n, dim, room);
-            int h = 0;
-            for (; h + 4 <= count; h += 4) add_all_values<4>(heads + h, weight + h, values, n, lanes);
-            if (h + 2 <= count) {
-                add_all_values<2>(heads + h, weight + h, values, n, lanes);
-                h += 2;
+            for (std::int32_t g = g_first; g < g_end; ++g) {
+                const std::int64_t at = block + static_cast<std::int64_t>(g - g_first) * dim;
+                const Keys keys = block_of(key + at, stride, n, dim, room);
+                const Sixteen key_by = RingKind<R>::scaled ? scales(key_scale, s, g, n) : zero;
+                const Sixteen value_by = RingKind<R>::scaled ? scales(value_scale, s, g, n) : zero;
+                int h = begin(g);
+                const int last = end(g);
+                for (int i = h; i < last; ++i) wrong = wrong + weigh(heads[i], weight[i], keys, n, lanes, key_by, value_by);
+                const Keys values = block_of(value + at, stride, n, dim, room);
+                for (; h + 4 <= last; h += 4) add_all_values<4>(heads + h, weight + h, values, n, lanes);
+                if (h + 2 <= last) {
+                    add_all_values<2>(heads + h, weight + h, values, n, lanes);
+                    h += 2;
+                }
+                if (h < last) add_all_values<1>(heads + h, weight + h, values, n, lanes);
             }
-            if (h < count) add_all_values<1>(heads + h, weight + h, values, n, lanes);
         }
         for (int h = 0; h < count; ++h) {
             const float whole = fold(heads[h].weight);
@@ -229,7 +244,7 @@ inline void hand_on(const RingCall& c, std::int32_t slot) {
 }
 
 template <class T, class R>
-inline void run_ring_row(const RingCall& c, std::int32_t b) {
+inline void run_ring_row(const RingCall& c, const RingPart& part, std::int32_t b) {
     const RingRow row = ring_row_of(c, b);
     const bool appends = c.key_out != nullptr;
     if (appends && row.slot >= 0) hand_on<R>(c, row.slot);
@@ -238,22 +253,22 @@ inline void run_ring_row(const RingCall& c, std::int32_t b) {
     const float* key_scale = appends ? c.key_scale_out : c.key_scale_in;
     const float* value_scale = appends ? c.value_scale_out : c.value_scale_in;
     const std::int64_t wide = static_cast<std::int64_t>(c.heads) * c.head_dim, narrow = static_cast<std::int64_t>(c.kv_heads) * c.head_dim;
-    const int group = c.heads / c.kv_heads;
+    const std::int32_t group = c.heads / c.kv_heads, step = group < kPass ? kPass / group * group : kPass;
     RingPass<T, R> pass(c, row.slot);
     float wrong = 0.0f;
     for (std::int32_t t = 0; t < c.tokens; ++t) {
         const std::int64_t at = vector_at(c, t, b), p = row.position + t;
         T* y = static_cast<T*>(c.y) + at * wide;
         if (t >= row.length) {
-            std::memset(y, 0, wide * sizeof(T));
+            const std::int64_t dim = c.head_dim;
+            std::memset(y + part.first_head * dim, 0, (part.end_head - part.first_head) * dim * sizeof(T));
             continue;
         }
         const T *q = static_cast<const T*>(c.q) + at * wide, *k = static_cast<const T*>(c.k) + at * narrow,
                 *v = static_cast<const T*>(c.v) + at * narrow;
-        for (std::int32_t g = 0; g < c.kv_heads; ++g)
-            for (int h = 0; h < group; h += kPass)
-                wrong += pass.run(q, k, v, y, key, value, key_scale, value_scale, g, g * group + h,
-                                  group - h < kPass ? group - h : kPass, p);
+        for (std::int32_t h = part.first_head; h < part.end_head; h += step)
+            wrong += pass.run(q, k, v, y, key, value, key_scale, value_scale, h,
+                              part.end_head - h < step ? part.end_head - h : step, p);
         if (!appends) continue;
         for (std::int32_t g = 0; g < c.kv_heads; ++g) {
             const std::int64_t here = ring_at(c, row.slot, p % c.window, g);
@@ -263,26 +278,26 @@ inline void run_ring_row(const RingCall& c, std::int32_t b) {
                         RingKind<R>::scaled ? c.value_scale_out + here : nullptr, c.head_dim);
         }
     }
-    if (c.check) c.check[b] = wrong;
+    if (part.check) part.check[b] = wrong;
 }
 
 template <class T>
-inline void run_ring_rows(const RingCall& c, std::int32_t first, std::int32_t end) {
-    for (std::int32_t b = first; b < end; ++b) {
+inline void run_ring_rows(const RingCall& c, const RingPart& part) {
+    for (std::int32_t b = part.first_row; b < part.end_row; ++b) {
         switch (c.ring_dtype) {
-            case SPEECHSSM_F32: run_ring_row<T, float>(c, b); break;
-            case SPEECHSSM_F16: run_ring_row<T, Half>(c, b); break;
-            case SPEECHSSM_BF16: run_ring_row<T, BFloat16>(c, b); break;
-            default: run_ring_row<T, Int8>(c, b); break;
+            case SPEECHSSM_F32: run_ring_row<T, float>(c, part, b); break;
+            case SPEECHSSM_F16: run_ring_row<T, Half>(c, part, b); break;
+            case SPEECHSSM_BF16: run_ring_row<T, BFloat16>(c, part, b); break;
+            default: run_ring_row<T, Int8>(c, part, b); break;
         }
     }
 }
 
-inline void run_ring(const RingCall& c, std::int32_t first, std::int32_t end) {
+inline void run_ring(const RingCall& c, const RingPart& part) {
     switch (c.dtype) {
-        case SPEECHSSM_F32: run_ring_rows<float>(c, first, end); break;
-        case SPEECHSSM_F16: run_ring_rows<Half>(c, first, end); break;
-        default: run_ring_rows<BFloat16>(c, first, end); break;
+        case SPEECHSSM_F32: run_ring_rows<float>(c, part); break;
+        case SPEECHSSM_F16: run_ring_rows<Half>(c, part); break;
+        default: run_ring_rows<BFloat16>(c, part); break;
     }
 }
 

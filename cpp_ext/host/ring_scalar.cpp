@@ -5,6 +5,6 @@
 
 #include "ring_rows.hpp"
 
-void speechssm::ring_rows_scalar(const speechssm_ring& call, std::int32_t first, std::int32_t end) {
-    run_ring(call, first, end);
+void speechssm::ring_part_scalar(const speechssm_ring& call, const RingPart& part) {
+    run_ring(call, part);
 }

@@ -116,37 +116,38 @@ private:
 #endif
         const std::int32_t status = speechssm::check(&call);
         if (status != SPEECHSSM_OK) return refuse("%s", speechssm_status_text(status));
-        if (shares_heads(call)) return by_heads(call);
+        if (call.rows == 1 && call.tokens == 1 && call.heads > 1 && call.key_out == nullptr) return by_heads(call);
         // Rows know nothing of each other, so threads change no bit.
         const auto each = [](void* data, std::size_t row) {
+            const speechssm_ring& c = *static_cast<const speechssm_ring*>(data);
             const std::int32_t b = static_cast<std::int32_t>(row);
-            speechssm::ring_rows(*static_cast<const speechssm_ring*>(data), b, b + 1);
+            speechssm::ring_part(c, {b, b + 1, 0, c.heads, c.check});
         };
         return api_.parallel_for(context_, each, static_cast<std::size_t>(call.rows), const_cast<speechssm_ring*>(&call));
     }
 
-    // A lone row of heads that share one ring: nor do heads know of each other, so each half of them is a call of its own.
-    static bool shares_heads(const speechssm_ring& call) {
-        return call.rows == 1 && call.tokens == 1 && call.kv_heads == 1 && call.heads > 1 && call.key_out == nullptr;
+    // Where part i begins: heads that share a ring stay together where there are several rings.
+    static std::int32_t first_head(const speechssm_ring& call, std::int32_t i, std::int32_t parts) {
+        if (call.kv_heads < 2) return call.heads * i / parts;
+        return call.kv_heads * i / parts * (call.heads / call.kv_heads);
     }
 
+    // A lone row: nor do heads know of each other. Two parts at least; heads with rings of their own make up to four.
     ort::Status* by_heads(const speechssm_ring& call) {
-        struct Halves {
-            speechssm_ring call[2];
-            float check[2];
-        } halves{{call, call}, {}};
-        const std::int32_t first = call.heads / 2;
-        for (int i = 0; i < 2; ++i) {
-            speechssm_ring& half = halves.call[i];
-            half.heads = i == 0 ? first : call.heads - first;
-            const std::size_t skip = i == 0 ? 0 : static_cast<std::size_t>(first) * call.head_dim;
-            half.q = static_cast<const float*>(call.q) + skip;
-            half.y = static_cast<float*>(call.y) + skip;
-            half.check = &halves.check[i];
-        }
-        const auto each = [](void* data, std::size_t i) { speechssm::ring_rows(static_cast<Halves*>(data)->call[i], 0, 1); };
-        if (ort::Status* failed = api_.parallel_for(context_, each, 2, &halves)) return failed;
-        *call.check = halves.check[0] + halves.check[1];
+        constexpr std::int32_t most = 4;
+        struct Parts {
+            const speechssm_ring& call;
+            std::int32_t count;
+            float check[most];
+        } parts{call, call.kv_heads < 2 ? 2 : call.kv_heads < most ? call.kv_heads : most, {}};
+        const auto each = [](void* data, std::size_t part) {
+            Parts& p = *static_cast<Parts*>(data);
+            const std::int32_t i = static_cast<std::int32_t>(part);
+            speechssm::ring_part(p.call, {0, 1, first_head(p.call, i, p.count), first_head(p.call, i + 1, p.count), &p.check[i]});
+        };
+        if (ort::Status* failed = api_.parallel_for(context_, each, static_cast<std::size_t>(parts.count), &parts)) return failed;
+        *call.check = 0.0f;
+        for (std::int32_t i = 0; i < parts.count; ++i) *call.check += parts.check[i];
         return nullptr;
     }
 
