@@ -214,7 +214,9 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("perf/reports"))
     parser.add_argument("--quick", action="store_true", help="no 2b")
     parser.add_argument("--only", default="", help="parts whose name holds this")
-    parser.add_argument("--exports", type=Path, help="folder of exported presets, kept; a temporary one by default")
+    parser.add_argument(
+        "--exports", type=Path, help="folder of exported presets, kept; a temporary one by default"
+    )
     given = parser.parse_args()
     try:
         device = open_device()

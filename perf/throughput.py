@@ -60,9 +60,10 @@ def compared(bench: Bench, models: Sequence[Timed], how: str, turn_s: float = TU
         title="Language model: Griffin and Transformers",
         about=(
             f"{griffin.parameters / 1e6:.1f} M parameters, {griffin.layers} layers, width {griffin.width}, window "
-            f"{griffin.window}, {griffin.vocab} tokens, {models[0].dtype} weights, {models[0].ring_item_bytes * 8}-bit keys and "
-            f"values, random weights. The Transformers have the same width, depth and MLP, and keep every key. {how}, in "
-            "turns (A B B A); a time is the median of its steps. A floor is what a step must read and multiply, at the rates measured in this run. "
+            f"{griffin.window}, {griffin.vocab} tokens, {models[0].dtype} weights, "
+            f"{models[0].ring_item_bytes * 8}-bit keys and values, random weights. The Transformers have the same "
+            f"width, depth and MLP, and keep every key. {how}, in turns (A B B A); a time is the median of its steps. "
+            "A floor is what a step must read and multiply, at the rates measured in this run. "
             f"A budget of {budget / 2**20:.0f} MiB holds state alone, not weights. {bench.clock_words}"
         ),
         seconds=time.perf_counter() - started,
@@ -85,7 +86,10 @@ def compared(bench: Bench, models: Sequence[Timed], how: str, turn_s: float = TU
         plots=(
             _over_position(one), _decode_time(one), _ratio(ratios), _memory(models),
         ),
-        facts={"budget_bytes": budget, "held_bytes": {m.name: held_bytes(m.shape, 16_384, m.ring_item_bytes) for m in models}},
+        facts={
+            "budget_bytes": budget,
+            "held_bytes": {m.name: held_bytes(m.shape, 16_384, m.ring_item_bytes) for m in models},
+        },
     )  # fmt: skip
 
 
@@ -247,7 +251,10 @@ def _memory(models: Sequence[Timed]) -> Plot:
         Series(
             name=model.name,
             x=minutes,
-            y=tuple(held_bytes(model.shape, round(m * 60 * TOKEN_RATE_HZ), model.ring_item_bytes) / 2**20 for m in minutes),
+            y=tuple(
+                held_bytes(model.shape, round(m * 60 * TOKEN_RATE_HZ), model.ring_item_bytes) / 2**20
+                for m in minutes
+            ),
             style="computed",
         )
         for model in models

@@ -31,7 +31,9 @@ class Decoder:
     attends to itself besides the w before it.
     """
 
-    def __init__(self, model: Griffin, rows: int, position: int, *, room: int = 1, compiled: bool = False) -> None:
+    def __init__(
+        self, model: Griffin, rows: int, position: int, *, room: int = 1, compiled: bool = False
+    ) -> None:
         """``room`` tokens can follow where the cache grows; ``compiled`` for a GPU."""
         self.model, self.shape, self.position = model, model.shape, position
         s, like = model.shape, model.embed

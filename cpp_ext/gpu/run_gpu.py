@@ -237,7 +237,9 @@ def main() -> int:
                     print_line(lines[-1])
                     torch.cuda.empty_cache()
     pieces = " ".join(f"{f'v2 in {p}':>10}" for p in PIECES)
-    print(f" kind      ring  rows      floor         v1 {pieces} of_copy      torch bound   (v2: pieces of a head)")
+    print(
+        f" kind      ring  rows      floor         v1 {pieces} of_copy      torch bound   (v2: pieces of a head)"
+    )
     for ring in (torch.float32, torch.float16, torch.int8) if "ring" in chosen.kinds else ():
         for rows in (1, 64) if chosen.quick else RING_ROWS:
             lines.append(time_ring(library, rows, ring, copy))

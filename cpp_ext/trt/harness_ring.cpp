@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "harness.hpp"
+#include "speechssm/check.hpp"
 #include "speechssm/number.hpp"
 
 using namespace nvinfer1;

@@ -136,7 +136,9 @@ class Acoustic(nn.Module):
         level = torch.arange(self.shape.levels, device=codes.device)[:, None]
         # An embedding, not an index: its gradient does not take turns where thousands of frames are masked.
         table = self.code_embedding.flatten(0, 1)
-        x = self.code_in(F.embedding(row + level * (self.shape.codes + 1), table).permute(0, 2, 1, 3).flatten(2))
+        x = self.code_in(
+            F.embedding(row + level * (self.shape.codes + 1), table).permute(0, 2, 1, 3).flatten(2)
+        )
         out: Tensor = x + self.token_embedding(tokens).repeat_interleave(TOKEN_FRAMES, dim=1)
         return out
 

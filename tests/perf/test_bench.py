@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from speechssm.cli import bench as bench_command
 from speechssm.errors import SpeechSSMError
 from speechssm.perf import peers, pipeline, roofline, stages, throughput
 from speechssm.perf.bench.probe import STAGES, Probe
@@ -57,6 +58,14 @@ def written(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
         report = run_bench(list(BENCHMARKS), settings, "speechssm bench all --quick")
     write(report, out)
     return out, summary(report)
+
+
+def test_a_report_shows_no_folder_of_its_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "sys.argv",
+        ["speechssm", "bench", "all", "--model", "asr=/home/me/whisper", "-o", "/data/out", "--bundle=a/b"],
+    )
+    assert bench_command._command() == "speechssm bench all --model asr=whisper -o out --bundle=b"
 
 
 def test_a_quick_run_writes_every_page(written: tuple[Path, str]) -> None:

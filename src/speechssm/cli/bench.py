@@ -111,5 +111,10 @@ def _paths(words: list[str]) -> dict[str, str]:
 
 def _command() -> str:
     """What was typed, with paths cut to their last name: a report is to be shown to others."""
-    words = [Path(w).name if "/" in w and "=" not in w else w for w in sys.argv[1:]]
-    return shlex.join(["speechssm", *words])
+    return shlex.join(["speechssm", *(_last_name(word) for word in sys.argv[1:])])
+
+
+def _last_name(word: str) -> str:
+    """A path, alone or behind an equals sign, cut to its last name."""
+    role, equals, path = word.rpartition("=")
+    return role + equals + (Path(path).name if "/" in path else path)
