@@ -67,14 +67,14 @@ def test_the_reference_is_the_layer(host, rng):
 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_blocks_are_the_numbers_they_stand_for(host, rng, bits):
-    """One input at a time, so that nothing is rounded: the matrix read back column by column."""
+    """One input at a time: the matrix read back column by column, rounded like the largest of its numbers."""
     layer = random_layer(rng, 1, 150, 9, gated=False)
     matrix = through(layer.weight, bits)
     for i in (0, 1, 127, 128, 149):
         x = np.zeros((1, 150), np.float32)
         x[0, i] = 1
         y = run_linear(host, Layer(x, layer.weight), f"int{bits}")
-        np.testing.assert_allclose(y[0], matrix[:, i], rtol=1e-5)
+        np.testing.assert_allclose(y[0], matrix[:, i], rtol=1e-5, atol=5e-7 * np.abs(matrix).max())
 
 
 @pytest.mark.parametrize("storage", STORAGES)

@@ -44,7 +44,7 @@ class Step:
         return first_step("it", self.eager, lambda: None, self.replay, self.arrays, inside)
 
 
-def test_a_sum_in_no_fixed_order_does_not_forbid_capture() -> None:
+def test_s7_a_sum_in_no_fixed_order_does_not_forbid_capture() -> None:
     step = Step(unsteady=True)
     assert step.first() is None
     assert (step.arrays["state"] == 3).all(), "whatever was run, one step was made"
@@ -61,7 +61,7 @@ def test_a_sum_in_no_fixed_order_does_not_forbid_capture() -> None:
     ],
     ids=["steady in eager runs", "far off", "another token", "another state"],
 )
-def test_other_differences_do(step: Step, named: str) -> None:
+def test_s7_other_differences_forbid_it(step: Step, named: str) -> None:
     problem = step.first()
     assert problem is not None
     assert named in problem
