@@ -52,7 +52,7 @@ class Decoder:
         self.at = torch.full((rows,), position, device=like.device)
         make: Callable[[Any], Any] = torch.compile if compiled else lambda f: f
         self._recurrent, self._queries = make(recurrent), make(queries)
-        self._after, self._logits = make(after_attention), make(logits)
+        self._after, self._logits = make(after_attention), make(Griffin.logits)
 
     def step(self, token: Tensor) -> Tensor:
         """token (b) -> logits (b,v) in float32; the state is moved on in place."""
@@ -97,14 +97,6 @@ def after_attention(layer: ResidualBlock, x: Tensor, y: Tensor) -> Tensor:
     """x (b,d) and what attention gave, (b,g,h/g,k) -> (b,d)."""
     x = x + cast(LocalAttention, layer.temporal).out(y.flatten(1))
     return x + cast(Tensor, layer.mlp(layer.channel_norm(x)))
-
-
-def logits(model: Griffin, x: Tensor) -> Tensor:
-    """(b,d) -> (b,v) in float32, soft-capped."""
-    table = model.embed if model.head is None else model.head
-    scores = (model.final_norm(x) @ table.T).float()
-    cap = model.shape.soft_cap
-    return scores if cap is None else cap * torch.tanh(scores / cap)
 
 
 def sample(scores: Tensor) -> Tensor:

@@ -374,10 +374,13 @@ class Griffin(nn.Module):
             new.update({f"L{i:02d}_{name}": value for name, value in zip(names, after, strict=True)})
             x = x + mixed
             x = x + layer.mlp(layer.channel_norm(x))
-        logits = at_least_float32(self.final_norm(x) @ (self.embed if self.head is None else self.head).T)
-        if self.shape.soft_cap is not None:
-            logits = self.shape.soft_cap * torch.tanh(logits / self.shape.soft_cap)
-        return logits, new
+        return self.logits(x), new
+
+    def logits(self, x: Tensor) -> Tensor:
+        """What the last block gave, (...,d) -> (...,v) in float32 at least, soft-capped."""
+        scores = at_least_float32(self.final_norm(x) @ (self.embed if self.head is None else self.head).T)
+        cap = self.shape.soft_cap
+        return scores if cap is None else cap * torch.tanh(scores / cap)
 
 
 def _gelu_tanh(x: Tensor) -> Tensor:
