@@ -35,6 +35,9 @@ class OrtOptions:
     threads: int = 0
     custom_ops: Path | None = None
     """Library of cpp_ext; it is named by the caller, never by a bundle."""
+    widen_once: bool = True
+    """Narrow weights as float32 in memory from the start. Else they are widened at every use: half the memory, which is
+    pages of the file, and two to three times the time of a step; a product may then round otherwise for other rows."""
 
     def __post_init__(self) -> None:
         """Raise SettingsError for a number of threads that no machine has."""
@@ -98,8 +101,11 @@ class OrtGraph:
         providers = [self._provider(options)]
         if options.provider != "cpu":
             providers.append(PROVIDERS["cpu"])
+        left_out = [] if options.widen_once else ["ConstantFolding"]
         try:
-            return ort.InferenceSession(str(path), settings, providers=providers)
+            return ort.InferenceSession(
+                str(path), settings, providers=providers, disabled_optimizers=left_out
+            )
         except Exception as error:  # ONNX Runtime raises its own family of exceptions, all from Exception
             raise EngineError(f"ONNX Runtime cannot load {path}: {first_line(error)}") from error
 

@@ -1,8 +1,9 @@
 """The linear recurrence h_t = a_t h_{t-1} + x_t over whole sequences, for training.
 
-Cut into chunks of about sqrt(t): inside the chunks all go one position at a time, side by side; then the
-ends of the chunks are walked through once, and what comes in from the left is added. That is four
-passes over memory in place of the 2 log2(t) of a doubling scan, and its gradient is the same walk backwards.
+Cut into chunks of about the cube root of t: inside the chunks all go one position at a time, side by side; the
+ends of the chunks are a shorter recurrence of the same kind, and what comes in from the left is added. That is four
+passes over memory in place of the 2 log2(t) of a doubling scan, in 100 calls of small operators for 6 000 positions
+where chunks of sqrt(t) take 230 (a GPU waits for each), and its gradient is the same walk backwards.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+SHORT = 16
+"""Positions that are walked one by one."""
 
 
 @torch.library.custom_op("speechssm::linear_scan", mutates_args=())
@@ -45,7 +49,12 @@ linear_scan.register_autograd(_backward, setup_context=_keep)
 
 def _walk(a: Tensor, x: Tensor) -> Tensor:
     rows, t, width = x.shape
-    chunk = max(1, math.isqrt(t))
+    if t <= SHORT:
+        h = x.clone()
+        for i in range(1, t):
+            h[:, i].addcmul_(a[:, i], h[:, i - 1])
+        return h
+    chunk = round(t ** (1 / 3))
     chunks = -(-t // chunk)
     h = x.new_zeros(rows, chunks * chunk, width)
     h[:, :t] = x
@@ -55,8 +64,6 @@ def _walk(a: Tensor, x: Tensor) -> Tensor:
     for j in range(1, chunk):
         h[:, :, j].addcmul_(through[:, :, j], h[:, :, j - 1])
         through[:, :, j].mul_(through[:, :, j - 1])
-    ends = h[:, :, -1].clone()
-    for i in range(1, chunks):
-        ends[:, i].addcmul_(through[:, i, -1], ends[:, i - 1])
-    h[:, 1:].addcmul_(through[:, 1:], ends[:, :-1, None])
+    ends = _walk(through[:, :-1, -1], h[:, :-1, -1])
+    h[:, 1:].addcmul_(through[:, 1:], ends[:, :, None])
     return h.view(rows, chunks * chunk, width)[:, :t].contiguous()

@@ -180,9 +180,9 @@ def chunked(graph: OrtGraph, start: State, tokens: np.ndarray, sizes: list[int])
     return state
 
 
-def open_graph(path: Path, entry: GraphEntry, threads: int) -> OrtGraph:
+def open_graph(path: Path, entry: GraphEntry, threads: int, *, widen_once: bool = True) -> OrtGraph:
     """A graph in ONNX Runtime CPU, its signature checked against ``entry``."""
-    return OrtGraph(entry.file, path, entry, OrtOptions(threads=threads))
+    return OrtGraph(entry.file, path, entry, OrtOptions(threads=threads, widen_once=widen_once))
 
 
 def rows_of(state: Mapping[str, np.ndarray], rows: slice) -> State:

@@ -66,8 +66,7 @@ def run(
             "gain_nat": five - ours,
         }
     judged = [figures[name]["gain_nat"] for name in ("alice", "real") if name in figures]
-    steps = [e["step"] for e in places.Log(place / "log.jsonl").read()]
-    figures |= {"step": max(steps, default=0), "passes": len(judged) == 2 and min(judged) >= BAR_NAT}
+    figures |= {"step": train.step_of_average(place), "passes": len(judged) == 2 and min(judged) >= BAR_NAT}
     places.Log(place / "judged.jsonl")(**figures)
     best = place / "best.json"
     if not best.exists() or worst_gain(figures) > worst_gain(places.read_json(best)["figures"]):
@@ -94,7 +93,10 @@ def draw(folder: Path) -> None:
     trained = places.Log(folder / "log.jsonl").read()
     judged = places.Log(folder / "judged.jsonl").read()
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    left.plot([e["step"] for e in trained], [e["loss"] for e in trained])
+    for name in ("loss", "watched"):
+        some = [e for e in trained if name in e]
+        left.plot([e["step"] for e in some], [e[name] for e in some], label=name)
+    left.legend()
     left.set(xlabel="step", ylabel="nat / token", title="Language model: training")
     for name in ("alice", "real", "kokoro"):
         some = [e for e in judged if name in e]

@@ -56,6 +56,17 @@ def load() -> list[Stream]:
     ]
 
 
+def watched(streams: list[Stream], settings: dict[str, Any]) -> dict[str, list[Stream]]:
+    """Stories and recordings that training leaves out to see when it learns the others by heart; none is held out."""
+    share = settings.get("watched_share", 0.0)
+    if not share:
+        return {}
+    chosen = training(streams)
+    stories = [s for s in chosen if s.corpus == "stories_text"]
+    real = [s for s in chosen if s.corpus != "stories_text"]
+    return {"stories": stories[:: round(1 / share)], "real": real[:: round(1 / share)]}
+
+
 def training(streams: list[Stream]) -> list[Stream]:
     """The streams that may be trained on, asked of the one rule again rather than of the index."""
     chosen = [s for s in streams if not splits.held_out(s)]
@@ -86,7 +97,8 @@ class Source:
 
     def __init__(self, streams: list[Stream], settings: dict[str, Any]) -> None:
         self.settings = settings
-        chosen = training(streams)
+        left_out = {s.name for some in watched(streams, settings).values() for s in some}
+        chosen = [s for s in training(streams) if s.name not in left_out]
         stories = [s for s in chosen if s.corpus == "stories_text"]
         real = [s for s in chosen if s.corpus != "stories_text"]
         if not real or not stories:
@@ -109,13 +121,13 @@ class Source:
         short = real * self.short_share
         if rng.random() < short:
             rows = s["batch_segments"] * max(1, s["segment_tokens"] // s["short_tokens"])
-            return _stack([self._short(rng) for _ in range(rows)], s["short_tokens"])
+            return stack([self._short(rng) for _ in range(rows)], s["short_tokens"])
         long_share = (real - short) / (1 - short)
         rows = [
             self._long(self.long if rng.random() < long_share and self.long.streams else self.stories, rng)
             for _ in range(s["batch_segments"])
         ]
-        return _stack(rows, s["segment_tokens"])
+        return stack(rows, s["segment_tokens"])
 
     def _long(self, pool: _Pool, rng: np.random.Generator) -> NDArray[np.int64]:
         tokens = pool.draw(rng).tokens
@@ -133,7 +145,8 @@ class Source:
         return np.concatenate(parts)[:most]
 
 
-def _stack(rows: list[NDArray[np.int64]], length: int) -> Tensor:
+def stack(rows: list[NDArray[np.int64]], length: int) -> Tensor:
+    """Rows of tokens as (b,t) int64 of ``length``, IGNORED past the end of a row."""
     out = np.full((len(rows), length), IGNORED, np.int64)
     for i, row in enumerate(rows):
         out[i, : len(row)] = row

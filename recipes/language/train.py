@@ -70,6 +70,36 @@ def rate(step: int, s: dict[str, Any]) -> float:
     return float(s["peak_rate"] * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * part))))
 
 
+def watched_nats(
+    model: Griffin, average: dict[str, Tensor], watch: list[streams.Stream], s: dict[str, Any]
+) -> float:
+    """Mean next-token cross-entropy (nat) of the averaged weights on some stretches that training leaves out."""
+    device = next(model.parameters()).device
+    total, count = 0.0, 0
+    for i in range(0, len(watch), s["batch_segments"]):
+        rows = [x.tokens[: s["segment_tokens"]] for x in watch[i : i + s["batch_segments"]]]
+        tokens = streams.stack(rows, max(map(len, rows))).to(device)
+        with torch.no_grad():
+            logits, _ = torch.func.functional_call(model, average, (tokens[:, :-1].clamp(min=0),))
+            nats = F.cross_entropy(
+                logits.flatten(0, 1).float(),
+                tokens[:, 1:].flatten(),
+                ignore_index=streams.IGNORED,
+                reduction="sum",
+            )
+        total, count = total + float(nats), count + int((tokens[:, 1:] >= 0).sum())
+    return total / count
+
+
+def step_of_average(place: Path) -> int:
+    """Steps behind the averaged weights kept in ``place``: the last, or those that knew the watched stretches best."""
+    events = places.Log(place / "log.jsonl").read()
+    watched = [e for e in events if "watched" in e]
+    if watched:
+        return int(min(watched, key=lambda e: e["watched"])["step"])
+    return max((int(e["step"]) for e in events), default=0)
+
+
 def run(
     device: str,
     s: dict[str, Any],
@@ -77,10 +107,17 @@ def run(
     minutes: float = math.inf,
     name: str = "language",
 ) -> Path:
-    """Train to the configured number of steps or for ``minutes``; the path of the averaged weights."""
+    """Train to the configured number of steps or for ``minutes``; the path of the averaged weights.
+
+    Where the settings have some stretches left out and watched, those are the weights of the step that knew them best.
+    """
     shape, place = shape or shape_of(s), folder(name)
+    log, kept = places.Log(place / "log.jsonl"), place / "average.safetensors"
+    if kept.exists() and any(e["step"] >= s["steps"] for e in log.read()):
+        return kept
     torch.manual_seed(s["seed"])
-    source = streams.Source(streams.load(), s)
+    spoken = streams.load()
+    source, watch = streams.Source(spoken, s), streams.watched(spoken, s)
     model = baseline.model(shape).to(device)
     # Norm scales, biases and the recurrence's decay are left alone by weight decay.
     groups = [
@@ -96,7 +133,7 @@ def run(
     elif name == "language" and (known := weights.committed("language", shape)):
         model.load_state_dict(known.parameters)
         average, step = {k: v.detach().clone() for k, v in model.state_dict().items()}, known.step
-    log = places.Log(place / "log.jsonl")
+    lowest = min((e["watched"] for e in log.read() if "watched" in e), default=math.inf)
     began = saved = noted = time.monotonic()
     sums, heard, counted = torch.zeros((), device=device), 0, 0
     measure = compiled(device, s)
@@ -126,11 +163,20 @@ def run(
                 tokens_per_second=heard / (now - noted),
             )
             sums, heard, counted, noted = torch.zeros_like(sums), 0, 0, now
+        if watch and (step % s["watch_steps"] == 0 or step == s["steps"]):
+            with narrow(device):
+                seen = {name: watched_nats(model, average, some, s) for name, some in watch.items()}
+            nats = sum(seen.values()) / len(seen)
+            log(step=step, watched=nats, **{f"watched_{name}": value for name, value in seen.items()})
+            if nats < lowest:
+                lowest = nats
+                places.write_tensors(kept, average)
         late = now - began > 60 * minutes
         if now - saved > SAVE_SECONDS or step == s["steps"] or late:
             places.checkpoint(checkpoint, model, average, optimiser, step)
-            places.write_tensors(place / "average.safetensors", average)
+            if not watch:
+                places.write_tensors(kept, average)
             saved = time.monotonic()
         if late:
             break
-    return place / "average.safetensors"
+    return kept

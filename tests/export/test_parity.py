@@ -14,6 +14,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from speechssm.bundle import open_bundle
 from speechssm.bundle.shapes import LMShape
 from speechssm.errors import ExportError
+from speechssm.export import parity as checks
 from speechssm.export.checkpoints.seeded import seeded_griffin
 from speechssm.export.exporter import export_models, export_preset
 from speechssm.export.graphs.lm import build_lm_chunk, build_lm_step
@@ -78,6 +79,18 @@ def test_a_right_export_passes_in_every_storage(
     assert all(c["bit_exact"] for c in found.report["chunked"])
     assert found.report["rows"]["bit_exact"]
     assert not list(tmp_path.glob("parity_*")), "the copy with logits was left behind"
+
+
+@pytest.mark.parametrize("storage", ["float16", "bfloat16"])
+def test_a_right_export_passes_with_weights_widened_at_each_use(
+    tmp_path: Path, storage: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks, "WIDE_PARAMETERS", 0)
+    found = parity(tmp_path, int(rng.integers(1 << 30)), storage=storage)
+    assert found.failures == ()
+    assert found.report["engine"].endswith("weights widened at each use")
+    assert not found.report["gate"]["exact"]
+    assert found.report["rollout"]["largest_state_difference"] < 1e-3
 
 
 def _producer(model: onnx.ModelProto, output: str) -> NodeProto:
@@ -160,10 +173,15 @@ FAULTS = [
 ]
 
 
+@pytest.mark.parametrize("storage", ["float32", "bfloat16"])
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda f: f.__name__)
-def test_planted_faults_fail(tmp_path: Path, fault: Fault, rng: np.random.Generator) -> None:
+def test_planted_faults_fail(
+    tmp_path: Path, fault: Fault, storage: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In bfloat16 as a model that is too large to be held in float32 is checked."""
+    monkeypatch.setattr(checks, "WIDE_PARAMETERS", 0)
     try:
-        found = parity(tmp_path, int(rng.integers(1 << 30)), fault=fault)
+        found = parity(tmp_path, int(rng.integers(1 << 30)), fault=fault, storage=storage)
     except ExportError as error:
         # A lost reset lets NaN through, which stops the report at once.
         refused = str(error)

@@ -169,3 +169,28 @@ def test_a_transformer_of_the_same_size_is_trained_beside_it() -> None:
     assert {f["step"] for f in figures.values()} == {2}
     assert all(np.isfinite(f["alice"]["model_nat"]) for f in figures.values())
     assert not (train.folder() / "average.safetensors").exists(), "the voice's run is another"
+
+
+@pytest.mark.usefixtures("tokens")
+def test_the_weights_that_knew_the_watched_stretches_best_are_kept() -> None:
+    s = {**SETTINGS, "watched_share": 0.5, "watch_steps": 1, "peak_rate": 0.5, "steps": 6}
+    everything = streams.load()
+    watch = streams.watched(everything, s)
+    left_out = {x.name for some in watch.values() for x in some}
+    assert {len(some) > 0 for some in watch.values()} == {True}
+    assert not any(x.held_out for some in watch.values() for x in some)
+    source = streams.Source(everything, s)
+    drawn = {x.name for pool in (source.stories, source.short, source.long) for x in pool.streams}
+    assert drawn
+    assert not drawn & left_out
+    kept = train.run("cpu", s, SHAPE)
+    events = [e for e in places.Log(train.folder() / "log.jsonl").read() if "watched" in e]
+    assert len(events) == s["steps"]
+    model, average = baseline.model(SHAPE), places.load_tensors(kept)
+    now = np.mean([train.watched_nats(model, average, some, s) for some in watch.values()])
+    assert now == pytest.approx(min(e["watched"] for e in events), abs=5e-3)
+    assert train.step_of_average(train.folder()) == min(events, key=lambda e: e["watched"])["step"]
+    # A finished run is not begun again.
+    before = kept.stat().st_mtime_ns
+    assert train.run("cpu", s, SHAPE) == kept
+    assert kept.stat().st_mtime_ns == before
