@@ -51,6 +51,7 @@ SHAPES: dict[str, LMShape] = {
     ),
     "tiny": PRESETS["tiny"].lm,
     "2b": PRESETS["2b"].lm,
+    "9b": PRESETS["9b"].lm,
 }  # fmt: skip
 POSITION = 3000
 """Every row is past the window: its rings are full."""
@@ -232,35 +233,35 @@ def limits(
     seconds: float = 8.0,
     work: Path | None = None,
     native: bool = False,
+    apart: bool = False,
 ) -> dict[str, Any]:
     """Shares of the machine's limits by storage and rows: the figures of this module as one JSON object.
 
-    With ``native`` each storage takes its turns a second time with the native library's operators.
+    With ``native`` each storage takes its turns a second time with the native library's operators. ``apart``
+    measures one form after the other, each with the machine's limits anew, for models that fit memory but once.
     """
-    with tempfile.TemporaryDirectory(dir=work, prefix="speechssm-limits-") as name:
-        forms = [(s, n) for s in storages for n in (False, True)[: 1 + native] if not n or s in NATIVE]
-        timed = [written(shape, s, Path(name) / f"{s}-{n}", threads, native=n) for s, n in forms]
-        machine = roofline(threads=threads, passes=3)
-        rates = product_rates(threads)
-        report: dict[str, Any] = {
-            "parameters": shape.parameters,
-            "threads": threads,
-            "read_gb_per_s": machine.read_bytes_per_s / 1e9,
-            "product_gop_per_s_at_64_rows": {k: v / 1e9 for k, v in rates.items()},
-            "steps": [],
-        }
-        for count in rows:
-            pools = {one.label: pool_of(one, count) for one in timed}
-            times = in_turns({name: pool.step for name, pool in pools.items()}, seconds)
+    forms = [(s, n) for s in storages for n in (False, True)[: 1 + native] if not n or s in NATIVE]
+    report: dict[str, Any] = {"parameters": shape.parameters, "threads": threads, "apart": apart, "steps": []}
+    read, products = list[float](), list[dict[str, float]]()
+    for group in [[form] for form in forms] if apart else [forms]:
+        with tempfile.TemporaryDirectory(dir=work, prefix="speechssm-limits-") as name:
+            timed = [written(shape, s, Path(name) / f"{s}-{n}", threads, native=n) for s, n in group]
+            rates = product_rates(threads)
+            read.append(roofline(threads=threads, passes=3).read_bytes_per_s)
+            products.append({k: v / 1e9 for k, v in rates.items()})
+            for count in rows:
+                pools = {one.label: pool_of(one, count) for one in timed}
+                times = in_turns({label: pool.step for label, pool in pools.items()}, seconds)
+                report["steps"] += [_row(one, shape, count, times[one.label], read[-1], rates) for one in timed]
+                pools.clear()
             for one in timed:
-                row = _row(one, shape, count, times[one.label], machine.read_bytes_per_s, rates)
-                report["steps"].append(row)
-            pools.clear()
-        after = roofline(threads=threads, passes=3)
-        report["read_gb_per_s_after"] = after.read_bytes_per_s / 1e9
-        for one in timed:
-            one.lm.step.close()
-    return report
+                one.lm.step.close()
+            timed.clear()
+    read.append(roofline(threads=threads, passes=3).read_bytes_per_s)
+    return report | {
+        "read_gb_per_s": [r / 1e9 for r in read],
+        "product_gop_per_s_at_64_rows": products,
+    }
 
 
 def _row(
@@ -294,13 +295,14 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 64])
     parser.add_argument("--work", type=Path, help="folder for the temporary bundles")
     parser.add_argument("--native", action="store_true", help="also with the native library's operators")
+    parser.add_argument("--apart", action="store_true", help="one form at a time: memory holds one model")
     parser.add_argument("--peers", action="store_true", help="also Hugging Face generate, same weights")
     parser.add_argument("--peer-tokens", type=int, default=16)
     given = parser.parse_args()
     shape = SHAPES[given.shape]
     found = limits(
         shape, storages=given.storages, rows=given.rows, threads=given.threads, seconds=given.seconds,
-        work=given.work, native=given.native,
+        work=given.work, native=given.native, apart=given.apart,
     )  # fmt: skip
     if given.peers:
         found["hugging_face_tokens_per_s"] = peers = dict[str, float | str]()
