@@ -75,6 +75,18 @@ class Linear(ctypes.Structure):
     )
 
 
+class Sample(ctypes.Structure):
+    """``speechssm_sample``: one token a row from logits, settings and a uniform number."""
+
+    _fields_ = (
+        ("struct_bytes", c_uint64),
+        *((n, c_int32) for n in ("rows", "vocab", "k_max", "reserved")),
+        *((n, c_void_p) for n in ("logits", "temperature", "top_k", "top_p", "uniform")),
+        *((n, c_void_p) for n in ("token", "logprob", "finite", "workspace")),
+        ("workspace_bytes", c_int64),
+    )
+
+
 class CudaLibrary:
     """``libspeechssm_cuda``. Every method enqueues on ``stream`` (an address) and returns at once."""
 

@@ -4,6 +4,7 @@
 #include "speechssm/linear_api.h"
 #include "speechssm/rglru_api.h"
 #include "speechssm/ring_api.h"
+#include "speechssm/sample_api.h"
 
 namespace speechssm {
 enum class Isa : int { scalar = 0, avx2 = 1, avx512 = 2 };
@@ -39,6 +40,14 @@ void linear_outputs_vnni(const speechssm_linear& call, int32_t first, int32_t en
 #endif
 void linear_prepare(const speechssm_linear& call, int32_t row);  // by the chosen one
 void linear_outputs(const speechssm_linear& call, int32_t first, int32_t end);
+
+// One row of a checked call, in a workspace of its own.
+void sample_row_scalar(const speechssm_sample& call, int32_t row, void* workspace);
+#if defined(SPEECHSSM_X86)
+void sample_row_avx2(const speechssm_sample& call, int32_t row, void* workspace);
+void sample_row_avx512(const speechssm_sample& call, int32_t row, void* workspace);
+#endif
+void sample_row(const speechssm_sample& call, int32_t row, void* workspace);  // by the chosen one
 
 Isa chosen_isa();
 }  // namespace speechssm

@@ -54,8 +54,8 @@ Isa speechssm::chosen_isa() { return static_cast<Isa>(isa_in_use().load(std::mem
 extern "C" const char* speechssm_status_text(int32_t status) {
     switch (status) {
         case SPEECHSSM_OK: return "ok";
-        case SPEECHSSM_BAD_STRUCT: return "the caller was built against another speechssm_rglru, speechssm_conv4, speechssm_ring or speechssm_linear; rebuild both from one version";
-        case SPEECHSSM_BAD_SHAPE: return "tokens, rows, slot_count or chunk is negative, or width is below 1";
+        case SPEECHSSM_BAD_STRUCT: return "the caller was built against another speechssm_rglru, speechssm_conv4, speechssm_ring, speechssm_linear or speechssm_sample; rebuild both from one version";
+        case SPEECHSSM_BAD_SHAPE: return "tokens, rows, slot_count or chunk is negative, or a width, vocab or k_max is below 1";
         case SPEECHSSM_BAD_DTYPE: return "dtype is none of float32 (0), float16 (1), bfloat16 (2)";
         case SPEECHSSM_NULL_POINTER: return "a required pointer is NULL";
         case SPEECHSSM_BAD_STRIDE: return "token_stride and row_stride let tokens or rows overlap";

@@ -22,6 +22,7 @@ from .griffin_nodes import Nodes, Ring
 from .recurrent_function import recurrent_step
 from .rglru_function import rglru_scan, rglru_step
 from .ring_function import ring_attend, ring_scan, scan_attention
+from .sample_function import sample_token
 from .sampler import sample, sampler_inputs
 from .transformer import nodes_of
 
@@ -41,7 +42,7 @@ def build_lm_step(
     health is the largest |lru| over the layers, NaN when a state or probability is not finite.
     ``logits`` adds the debug output logits (b,v). ``ring_op`` makes the attention of each layer one node
     (:mod:`.ring_function`), a kernel where a library brings one; ``linear_op`` does so with each linear layer
-    (:mod:`.linear_function`), whose float matrices then lie output after output.
+    (:mod:`.linear_function`), whose float matrices then lie output after output, and with the sampler.
     """
     nodes = nodes_of(GraphBuilder("lm_step"), shape, stored, ring_op=ring_op, linear_op=linear_op)
     return _build_step(nodes, logits=logits)
@@ -112,7 +113,8 @@ def _build_step(n: Nodes, *, logits: bool = False) -> GraphBuilder:
     normed = n.norm(x, "final_norm")
     checks += n.unseen(normed)
     logit = n.logits(normed)
-    chosen, logprob, finite = sample(g, logit, shape.vocab, given)
+    draw = sample_token if n.linear_op else sample
+    chosen, logprob, finite = draw(g, logit, shape.vocab, given)
     new["position"] = g.op("Add", position, g.op("Cast", active, to=INT64))
     if shape.cache == "grow":
         checks += n.overflow(state["L00_key"], new["position"])

@@ -8,6 +8,7 @@
 #include "speechssm/linear_api.h"
 #include "speechssm/rglru_api.h"
 #include "speechssm/ring_api.h"
+#include "speechssm/sample_api.h"
 
 namespace speechssm {
 
@@ -120,6 +121,23 @@ inline std::int32_t check(const speechssm_linear* call) {
     if (!c.x || !c.weight || !c.y || !c.workspace) return SPEECHSSM_NULL_POINTER;
     if (blocks && (!c.scale || (c.times && !c.times_scale))) return SPEECHSSM_NULL_POINTER;
     return c.workspace_bytes < linear_workspace_bytes(c.rows, c.fan_in) ? SPEECHSSM_SMALL_WORKSPACE : SPEECHSSM_OK;
+}
+
+// Weights, the sums of their blocks and candidates, each from a multiple of 64 bytes on.
+inline std::int64_t sample_workspace_bytes(std::int64_t vocab) {
+    if (vocab < 1) return 0;
+    return (vocab + 15) / 16 * 64 + (vocab / 256 + 16) / 16 * 64 + vocab * 8;
+}
+
+inline std::int32_t check(const speechssm_sample* call) {
+    if (call == nullptr) return SPEECHSSM_NULL_POINTER;
+    if (call->struct_bytes != sizeof(speechssm_sample) || call->reserved != 0) return SPEECHSSM_BAD_STRUCT;
+    const speechssm_sample& c = *call;
+    if (c.rows < 0 || c.vocab < 1 || c.k_max < 1) return SPEECHSSM_BAD_SHAPE;
+    if (c.rows == 0) return SPEECHSSM_OK;
+    if (!c.logits || !c.temperature || !c.top_k || !c.top_p || !c.uniform || !c.token || !c.logprob || !c.finite || !c.workspace)
+        return SPEECHSSM_NULL_POINTER;
+    return c.workspace_bytes < sample_workspace_bytes(c.vocab) ? SPEECHSSM_SMALL_WORKSPACE : SPEECHSSM_OK;
 }
 
 }  // namespace speechssm
