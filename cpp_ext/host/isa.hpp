@@ -15,17 +15,25 @@ void rglru_rows_avx2(const speechssm_rglru& call);
 void rglru_rows_avx512(const speechssm_rglru& call);
 #endif
 
-// Some rows, and of a step that appends nothing some query heads, of a checked call.
-struct RingPart {
-    int32_t first_row, end_row, first_head, end_head;
-    float* check;  // (b) or null, in place of the call's
-};
-void ring_part_scalar(const speechssm_ring& call, const RingPart& part);
+// Rows first .. end - 1 of a checked call; or, of a step that appends nothing, one piece of a row's slots into records that
+// a join makes y of. Either way the same bits.
+constexpr int32_t kPiece = 512;  // slots
+void ring_rows_scalar(const speechssm_ring& call, int32_t first, int32_t end);
+void ring_piece_scalar(const speechssm_ring& call, int32_t row, int32_t piece, float* records);
+void ring_join_scalar(const speechssm_ring& call, int32_t row, int32_t pieces, const float* records);
 #if defined(SPEECHSSM_X86)
-void ring_part_avx2(const speechssm_ring& call, const RingPart& part);
-void ring_part_avx512(const speechssm_ring& call, const RingPart& part);
+void ring_rows_avx2(const speechssm_ring& call, int32_t first, int32_t end);
+void ring_piece_avx2(const speechssm_ring& call, int32_t row, int32_t piece, float* records);
+void ring_join_avx2(const speechssm_ring& call, int32_t row, int32_t pieces, const float* records);
+void ring_rows_avx512(const speechssm_ring& call, int32_t first, int32_t end);
+void ring_piece_avx512(const speechssm_ring& call, int32_t row, int32_t piece, float* records);
+void ring_join_avx512(const speechssm_ring& call, int32_t row, int32_t pieces, const float* records);
 #endif
-void ring_part(const speechssm_ring& call, const RingPart& part);  // by the chosen one
+void ring_rows(const speechssm_ring& call, int32_t first, int32_t end);  // by the chosen one
+void ring_piece(const speechssm_ring& call, int32_t row, int32_t piece, float* records);
+void ring_join(const speechssm_ring& call, int32_t row, int32_t pieces, const float* records);
+int64_t ring_record_bytes(const speechssm_ring& call);   // of one piece
+int32_t ring_pieces_of(const speechssm_ring& call, int32_t row);  // 0 for a row that does not run
 
 // One row made ready, and outputs first .. end - 1 of all rows, of a checked call.
 void linear_prepare_scalar(const speechssm_linear& call, int32_t row);

@@ -2,8 +2,11 @@
 //
 // Up to sixteen query heads share one pass over keys and values, also where they belong to several key/value heads,
 // whose vectors lie side by side. A block of sixteen keys (4 KB at k = 64) is read from memory once and stays in cache
-// for all heads of its own; sixteen scores come out side by side, so the exponentials need no shuffling. Everything lies on the stack: padded to whole lanes of
-// sixteen, with zeros, so no loop has a tail.
+// for all heads of its own; sixteen scores come out side by side, so the exponentials need no shuffling. Everything
+// lies on the stack: padded to whole lanes of sixteen, with zeros, so no loop has a tail.
+//
+// Slots are summed up in pieces of kPiece, each from nothing, and joined in their order. So threads may share the slots
+// of a lone row, each reading its own, and the bits are those of one thread, of a row among others and of a chunk.
 #pragma once
 
 SPEECHSSM_OPEN
@@ -16,7 +19,7 @@ inline int padded(int k) { return (k + 15) / 16 * 16; }
 
 // `count` numbers as float32, zeros up to the next sixteen.
 template <class T>
-inline void widen_vector(const T* from, float* to, int count) {
+SPEECHSSM_INLINE void widen_vector(const T* from, float* to, int count) {
     int i = 0;
     for (; i + 16 <= count; i += 16) store_sixteen(to + i, widen_sixteen(from + i));
     if (i < count) {
@@ -32,12 +35,12 @@ struct Keys {  // sixteen or fewer vectors of one block, as float32 in whole lan
 
 // Where a block can be used as it lies, it is; otherwise it is widened into `room`.
 template <class R>
-inline Keys block_of(const R* from, std::size_t stride, int count, int k, float* room) {
+SPEECHSSM_INLINE Keys block_of(const R* from, std::size_t stride, int count, int k, float* room) {
     for (int s = 0; s < count; ++s) widen_vector(from + s * stride, room + s * padded(k), k);
     return {room, static_cast<std::size_t>(padded(k))};
 }
 template <>
-inline Keys block_of(const float* from, std::size_t stride, int count, int k, float* room) {
+SPEECHSSM_INLINE Keys block_of(const float* from, std::size_t stride, int count, int k, float* room) {
     if (k % 16 == 0) return {from, stride};
     for (int s = 0; s < count; ++s) widen_vector(from + s * stride, room + s * padded(k), k);
     return {room, static_cast<std::size_t>(padded(k))};
@@ -48,7 +51,7 @@ inline Keys block_of(const float* from, std::size_t stride, int count, int k, fl
 // k = 64); a longer ring is asked for two blocks ahead, since every block is a page of its own. Lines past the end of the
 // ring are asked for too; asking is harmless.
 template <class R>
-inline void ask_for(const R* from, std::size_t stride, int count) {
+SPEECHSSM_INLINE void ask_for(const R* from, std::size_t stride, int count) {
     const std::size_t bytes = count * sizeof(R);
     for (int s = 0; s < kBlock; ++s) {
         const char* vector = reinterpret_cast<const char*>(from) + s * stride * sizeof(R);
@@ -59,16 +62,24 @@ inline void ask_for(const R* from, std::size_t stride, int count) {
 constexpr std::size_t kCached = 1u << 18;  // bytes of a ring that stay in a core's cache between steps, about
 
 // What one query head has summed so far.
-struct Head {
-    float query[kWidest];
+struct Sums {
     float sum[kWidest];  // of exp(score - largest) value
     Sixteen weight;      // of exp(score - largest), by lane
     float largest;
 };
 
+struct Head : Sums {
+    float query[kWidest];
+};
+
+constexpr float kNothing = -3.0e38f;  // largest score of no keys: finite, so that it joins with weight nothing
+
+// A head's sums of one piece as they are handed over: sums, weights, largest score, what was wrong.
+inline std::size_t record_floats(int dim) { return static_cast<std::size_t>(padded(dim)) + 32; }
+
 // N accumulators in registers over all of k.
 template <int N>
-inline void dots(const float* query, Keys keys, int first, int lanes, Sixteen* out) {
+SPEECHSSM_INLINE void dots(const float* query, Keys keys, int first, int lanes, Sixteen* out) {
     Sixteen acc[N];
     for (int s = 0; s < N; ++s) acc[s] = splat<Sixteen>(0.0f);
     for (int i = 0; i < lanes; i += 16) {
@@ -78,7 +89,7 @@ inline void dots(const float* query, Keys keys, int first, int lanes, Sixteen* o
     for (int s = 0; s < N; ++s) out[first + s] = acc[s];
 }
 
-inline Sixteen scores_of(const float* query, Keys keys, int count, int lanes) {
+SPEECHSSM_INLINE Sixteen scores_of(const float* query, Keys keys, int count, int lanes) {
     Sixteen acc[kBlock];
     int s = 0;
     for (; s + kTogether <= count; s += kTogether) dots<kTogether>(query, keys, s, lanes, acc);
@@ -89,7 +100,7 @@ inline Sixteen scores_of(const float* query, Keys keys, int count, int lanes) {
 
 // H heads add sixteen lanes of values: each value is loaded once for all of them.
 template <int H, int L>
-inline void add_values(Head* heads, const float (*weight)[kBlock], Keys values, int count, int i) {
+SPEECHSSM_INLINE void add_values(Head* heads, const float (*weight)[kBlock], Keys values, int count, int i) {
     Sixteen acc[H][L];
     for (int h = 0; h < H; ++h)
         for (int l = 0; l < L; ++l) acc[h][l] = splat<Sixteen>(0.0f);
@@ -108,14 +119,14 @@ inline void add_values(Head* heads, const float (*weight)[kBlock], Keys values, 
 }
 
 template <int H>
-inline void add_all_values(Head* heads, const float (*weight)[kBlock], Keys values, int count, int lanes) {
+SPEECHSSM_INLINE void add_all_values(Head* heads, const float (*weight)[kBlock], Keys values, int count, int lanes) {
     constexpr int L = kTogether / 4;
     int i = 0;
     for (; i + 16 * L <= lanes; i += 16 * L) add_values<H, L>(heads, weight, values, count, i);
     for (; i < lanes; i += 16) add_values<H, 1>(heads, weight, values, count, i);
 }
 
-inline void scale_down(Head& head, float factor, int lanes) {
+SPEECHSSM_INLINE void scale_down(Sums& head, float factor, int lanes) {
     const Sixteen f = splat<Sixteen>(factor);
     head.weight = head.weight * f;
     for (int i = 0; i < lanes; i += 16) store_sixteen(head.sum + i, load_sixteen(head.sum + i) * f);
@@ -123,11 +134,13 @@ inline void scale_down(Head& head, float factor, int lanes) {
 
 template <class T, class R>
 struct RingPass {
-    RingPass(const RingCall& call, std::int32_t at) : c(call), slot(at) {}  // the arrays are written before they are read
+    RingPass(const RingCall& call, std::int32_t at) : c(call), slot(at), wrong(splat<Sixteen>(0.0f)) {}  // arrays are written before they are read
 
     const RingCall& c;
     std::int32_t slot;
-    Head heads[kPass];
+    Head heads[kPass];  // of a piece
+    Sums whole[kPass];
+    Sixteen wrong;      // 0 or NaN
     float room[kBlock * kWidest];
     float weight[kPass][kBlock];
 
@@ -138,40 +151,62 @@ struct RingPass {
         return load_sixteen(lane);
     }
 
-    // Query heads `first` .. `first + count - 1` at position p; their y, and what is wrong.
-    float run(const T* q, const T* k, const T* v, T* y, const R* key, const R* value, const float* key_scale,
-              const float* value_scale, std::int32_t first, int count, std::int64_t p) {
-        const int dim = c.head_dim, lanes = padded(dim), group = c.heads / c.kv_heads;
-        const std::int32_t g_first = first / group, g_end = (first + count - 1) / group + 1;
-        // The heads of this pass that belong to g.
-        const auto begin = [&](std::int32_t g) { return g * group < first ? 0 : g * group - first; };
-        const auto end = [&](std::int32_t g) { return (g + 1) * group - first < count ? (g + 1) * group - first : count; };
-        Sixteen wrong = splat<Sixteen>(0.0f);
+    // Query heads first .. first + count - 1, and the key/value heads they belong to.
+    std::int32_t first = 0, g_first = 0, g_end = 0;
+    int count = 0;
+
+    int group() const { return c.heads / c.kv_heads; }
+    int begin(std::int32_t g) const { return g * group() < first ? 0 : g * group() - first; }
+    int end(std::int32_t g) const { return (g + 1) * group() - first < count ? (g + 1) * group() - first : count; }
+
+    SPEECHSSM_INLINE void take(const T* q, std::int32_t first_head, int heads_of_pass) {
+        first = first_head;
+        count = heads_of_pass;
+        g_first = first / group();
+        g_end = (first + count - 1) / group() + 1;
+        wrong = splat<Sixteen>(0.0f);
+        for (int h = 0; h < count; ++h)
+            widen_vector(q + static_cast<std::int64_t>(first + h) * c.head_dim, heads[h].query, c.head_dim);
+    }
+
+    // The token itself comes first, with weight 1.
+    SPEECHSSM_INLINE void own(const T* k, const T* v) {
+        const int dim = c.head_dim, lanes = padded(dim);
         const Sixteen zero = splat<Sixteen>(0.0f);
-        for (int h = 0; h < count; ++h) widen_vector(q + static_cast<std::int64_t>(first + h) * dim, heads[h].query, dim);
-        // The token itself comes first, with weight 1.
         for (std::int32_t g = g_first; g < g_end; ++g) {
             widen_vector(k + static_cast<std::int64_t>(g) * dim, room, dim);
             for (int h = begin(g); h < end(g); ++h) {
                 Sixteen acc[1];
                 dots<1>(heads[h].query, Keys{room, 0}, 0, lanes, acc);
-                heads[h].largest = fold(acc[0]);
-                heads[h].weight = first_lanes(splat<Sixteen>(1.0f), 1);
+                whole[h].largest = fold(acc[0]);
+                whole[h].weight = first_lanes(splat<Sixteen>(1.0f), 1);
             }
             for (int i = 0; i < lanes; i += 16) wrong = fused(load_sixteen(room + i), zero, wrong);
             widen_vector(v + static_cast<std::int64_t>(g) * dim, room, dim);
             for (int i = 0; i < lanes; i += 16) wrong = fused(load_sixteen(room + i), zero, wrong);
             for (int h = begin(g); h < end(g); ++h) {
-                std::memcpy(heads[h].sum, room, lanes * sizeof(float));
-                wrong = fused(splat<Sixteen>(heads[h].largest), zero, wrong);
+                std::memcpy(whole[h].sum, room, lanes * sizeof(float));
+                wrong = fused(splat<Sixteen>(whole[h].largest), zero, wrong);
             }
         }
-        const std::int32_t filled = filled_at(c, p);
+    }
+
+    // Slots from .. to - 1 into `heads`; `filled` is where the slots end that may be asked for ahead.
+    SPEECHSSM_INLINE void piece(const R* key, const R* value, const float* key_scale, const float* value_scale, std::int32_t from,
+               std::int32_t to, std::int32_t filled) {
+        const int dim = c.head_dim, lanes = padded(dim);
+        const Sixteen zero = splat<Sixteen>(0.0f);
+        for (int h = 0; h < count; ++h) {
+            std::memset(heads[h].sum, 0, lanes * sizeof(float));
+            heads[h].weight = zero;
+            heads[h].largest = kNothing;
+        }
         const std::size_t stride = static_cast<std::size_t>(c.kv_heads) * dim;
         const int across = (g_end - g_first) * dim, ahead = stride * sizeof(R) * c.window > kCached ? 2 * kBlock : kBlock;
         const bool asks = ahead > kBlock || dim * sizeof(R) > 256;
-        for (std::int32_t s = 0; s < filled; s += kBlock) {
-            const int n = filled - s < kBlock ? filled - s : kBlock;
+        Sixteen bad = zero;
+        for (std::int32_t s = from; s < to; s += kBlock) {
+            const int n = to - s < kBlock ? to - s : kBlock;
             const std::int64_t block = ring_at(c, slot, s, g_first) * dim;
             if (asks && s + ahead < filled) {
                 ask_for(key + block + ahead * stride, stride, across);
@@ -184,7 +219,7 @@ struct RingPass {
                 const Sixteen value_by = RingKind<R>::scaled ? scales(value_scale, s, g, n) : zero;
                 int h = begin(g);
                 const int last = end(g);
-                for (int i = h; i < last; ++i) wrong = wrong + weigh(heads[i], weight[i], keys, n, lanes, key_by, value_by);
+                for (int i = h; i < last; ++i) bad = bad + weigh(heads[i], weight[i], keys, n, lanes, key_by, value_by);
                 const Keys values = block_of(value + at, stride, n, dim, room);
                 for (; h + 4 <= last; h += 4) add_all_values<4>(heads + h, weight + h, values, n, lanes);
                 if (h + 2 <= last) {
@@ -194,27 +229,73 @@ struct RingPass {
                 if (h < last) add_all_values<1>(heads + h, weight + h, values, n, lanes);
             }
         }
+        wrong = wrong + bad;
+    }
+
+    // What `heads` summed up, into the whole.
+    SPEECHSSM_INLINE void join() {
+        const int lanes = padded(c.head_dim);
         for (int h = 0; h < count; ++h) {
-            const float whole = fold(heads[h].weight);
+            const float largest = heads[h].largest > whole[h].largest ? heads[h].largest : whole[h].largest;
+            scale_down(whole[h], exp_of_negative(whole[h].largest - largest), lanes);
+            const Sixteen by = splat<Sixteen>(exp_of_negative(heads[h].largest - largest));
+            whole[h].weight = fused(heads[h].weight, by, whole[h].weight);
+            for (int i = 0; i < lanes; i += 16)
+                store_sixteen(whole[h].sum + i, fused(load_sixteen(heads[h].sum + i), by, load_sixteen(whole[h].sum + i)));
+            whole[h].largest = largest;
+        }
+    }
+
+    // y of the pass; what was wrong in all of it.
+    SPEECHSSM_INLINE float finish(T* y) {
+        const int dim = c.head_dim, lanes = padded(dim);
+        const Sixteen zero = splat<Sixteen>(0.0f);
+        for (int h = 0; h < count; ++h) {
+            const float all = fold(whole[h].weight);
             T* to = y + static_cast<std::int64_t>(first + h) * dim;
             for (int i = 0; i < dim; ++i) {
-                const float out = heads[h].sum[i] / whole;
-                heads[h].sum[i] = out;
+                const float out = whole[h].sum[i] / all;
+                whole[h].sum[i] = out;
                 write(to + i, out);
             }
-            for (int i = 0; i < lanes; i += 16) wrong = fused(load_sixteen(heads[h].sum + i), zero, wrong);
+            for (int i = 0; i < lanes; i += 16) wrong = fused(load_sixteen(whole[h].sum + i), zero, wrong);
         }
         return fold(wrong);
     }
 
+    void hand_over(float* record) const {
+        const int lanes = padded(c.head_dim);
+        for (int h = 0; h < count; ++h, record += record_floats(c.head_dim)) {
+            std::memcpy(record, heads[h].sum, lanes * sizeof(float));
+            store_sixteen(record + lanes, heads[h].weight);
+            record[lanes + 16] = heads[h].largest;
+            record[lanes + 17] = h == 0 ? fold(wrong) : 0.0f;
+        }
+    }
+
+    void take_over(const float* record) {
+        const int lanes = padded(c.head_dim);
+        for (int h = 0; h < count; ++h, record += record_floats(c.head_dim)) {
+            std::memcpy(heads[h].sum, record, lanes * sizeof(float));
+            heads[h].weight = load_sixteen(record + lanes);
+            heads[h].largest = record[lanes + 16];
+            wrong = wrong + splat<Sixteen>(record[lanes + 17]);
+        }
+    }
+
     // Weights of one block for one head, its sums scaled to the largest score so far; returns 0 or NaN by lane.
-    static Sixteen weigh(Head& head, float* weight, Keys keys, int n, int lanes, Sixteen key_by, Sixteen value_by) {
+    static SPEECHSSM_INLINE Sixteen weigh(Head& head, float* weight, Keys keys, int n, int lanes, Sixteen key_by, Sixteen value_by) {
         Sixteen score = scores_of(head.query, keys, n, lanes);
         if (RingKind<R>::scaled) score = score * key_by;
         score = first_lanes(score, n);
-        float lane[16], largest = head.largest;
-        store_sixteen(lane, score);
-        for (int j = 0; j < n; ++j) largest = lane[j] > largest ? lane[j] : largest;
+        float largest = head.largest;
+        if (n == kBlock) {
+            largest = largest_of(at_least(score, splat<Sixteen>(largest)));  // a NaN gives way to the largest so far
+        } else {
+            float lane[16];
+            store_sixteen(lane, score);
+            for (int j = 0; j < n; ++j) largest = lane[j] > largest ? lane[j] : largest;
+        }
         if (largest != head.largest && head.largest == head.largest) {
             scale_down(head, exp_of_negative(head.largest - largest), lanes);
             head.largest = largest;
@@ -243,8 +324,28 @@ inline void hand_on(const RingCall& c, std::int32_t slot) {
     hand_on(c.value_scale_in, c.value_scale_out, slot * scales, scales);
 }
 
+// Query heads to a pass: whole groups where they fit.
+inline std::int32_t heads_of_pass(const RingCall& c, std::int32_t first) {
+    const std::int32_t group = c.heads / c.kv_heads, most = group < kPass ? kPass / group * group : kPass;
+    return c.heads - first < most ? c.heads - first : most;
+}
+
+template <class T>
+struct TokenOf {  // one token's vectors
+    const T *q, *k, *v;
+    T* y;
+    TokenOf(const RingCall& c, std::int32_t t, std::int32_t b) {
+        const std::int64_t at = vector_at(c, t, b), wide = static_cast<std::int64_t>(c.heads) * c.head_dim;
+        const std::int64_t narrow = static_cast<std::int64_t>(c.kv_heads) * c.head_dim;
+        q = static_cast<const T*>(c.q) + at * wide;
+        k = static_cast<const T*>(c.k) + at * narrow;
+        v = static_cast<const T*>(c.v) + at * narrow;
+        y = static_cast<T*>(c.y) + at * wide;
+    }
+};
+
 template <class T, class R>
-inline void run_ring_row(const RingCall& c, const RingPart& part, std::int32_t b) {
+inline void run_ring_row(const RingCall& c, std::int32_t b) {
     const RingRow row = ring_row_of(c, b);
     const bool appends = c.key_out != nullptr;
     if (appends && row.slot >= 0) hand_on<R>(c, row.slot);
@@ -252,53 +353,98 @@ inline void run_ring_row(const RingCall& c, const RingPart& part, std::int32_t b
     const R* value = static_cast<const R*>(appends ? c.value_out : c.value_in);
     const float* key_scale = appends ? c.key_scale_out : c.key_scale_in;
     const float* value_scale = appends ? c.value_scale_out : c.value_scale_in;
-    const std::int64_t wide = static_cast<std::int64_t>(c.heads) * c.head_dim, narrow = static_cast<std::int64_t>(c.kv_heads) * c.head_dim;
-    const std::int32_t group = c.heads / c.kv_heads, step = group < kPass ? kPass / group * group : kPass;
     RingPass<T, R> pass(c, row.slot);
     float wrong = 0.0f;
     for (std::int32_t t = 0; t < c.tokens; ++t) {
-        const std::int64_t at = vector_at(c, t, b), p = row.position + t;
-        T* y = static_cast<T*>(c.y) + at * wide;
+        const TokenOf<T> token(c, t, b);
+        const std::int64_t p = row.position + t;
         if (t >= row.length) {
-            const std::int64_t dim = c.head_dim;
-            std::memset(y + part.first_head * dim, 0, (part.end_head - part.first_head) * dim * sizeof(T));
+            std::memset(token.y, 0, static_cast<std::size_t>(c.heads) * c.head_dim * sizeof(T));
             continue;
         }
-        const T *q = static_cast<const T*>(c.q) + at * wide, *k = static_cast<const T*>(c.k) + at * narrow,
-                *v = static_cast<const T*>(c.v) + at * narrow;
-        for (std::int32_t h = part.first_head; h < part.end_head; h += step)
-            wrong += pass.run(q, k, v, y, key, value, key_scale, value_scale, h,
-                              part.end_head - h < step ? part.end_head - h : step, p);
+        const std::int32_t filled = filled_at(c, p);
+        for (std::int32_t h = 0; h < c.heads; h += pass.count) {
+            pass.take(token.q, h, heads_of_pass(c, h));
+            pass.own(token.k, token.v);
+            for (std::int32_t s = 0; s < filled; s += kPiece) {
+                pass.piece(key, value, key_scale, value_scale, s, filled - s < kPiece ? filled : s + kPiece, filled);
+                pass.join();
+            }
+            wrong += pass.finish(token.y);
+        }
         if (!appends) continue;
         for (std::int32_t g = 0; g < c.kv_heads; ++g) {
             const std::int64_t here = ring_at(c, row.slot, p % c.window, g);
-            append_body(k + g * c.head_dim, static_cast<R*>(c.key_out) + here * c.head_dim,
+            append_body(token.k + g * c.head_dim, static_cast<R*>(c.key_out) + here * c.head_dim,
                         RingKind<R>::scaled ? c.key_scale_out + here : nullptr, c.head_dim);
-            append_body(v + g * c.head_dim, static_cast<R*>(c.value_out) + here * c.head_dim,
+            append_body(token.v + g * c.head_dim, static_cast<R*>(c.value_out) + here * c.head_dim,
                         RingKind<R>::scaled ? c.value_scale_out + here : nullptr, c.head_dim);
         }
     }
-    if (part.check) part.check[b] = wrong;
+    if (c.check) c.check[b] = wrong;
 }
 
-template <class T>
-inline void run_ring_rows(const RingCall& c, const RingPart& part) {
-    for (std::int32_t b = part.first_row; b < part.end_row; ++b) {
-        switch (c.ring_dtype) {
-            case SPEECHSSM_F32: run_ring_row<T, float>(c, part, b); break;
-            case SPEECHSSM_F16: run_ring_row<T, Half>(c, part, b); break;
-            case SPEECHSSM_BF16: run_ring_row<T, BFloat16>(c, part, b); break;
-            default: run_ring_row<T, Int8>(c, part, b); break;
+// One piece of row b's step, into its records.
+template <class T, class R>
+inline void run_ring_piece(const RingCall& c, std::int32_t b, std::int32_t piece, float* records) {
+    const RingRow row = ring_row_of(c, b);
+    const std::int32_t filled = filled_at(c, row.position), from = piece * kPiece;
+    RingPass<T, R> pass(c, row.slot);
+    for (std::int32_t h = 0; h < c.heads; h += pass.count) {
+        pass.take(TokenOf<T>(c, 0, b).q, h, heads_of_pass(c, h));
+        pass.piece(static_cast<const R*>(c.key_in), static_cast<const R*>(c.value_in), c.key_scale_in, c.value_scale_in, from,
+                   filled - from < kPiece ? filled : from + kPiece, filled);
+        pass.hand_over(records + (static_cast<std::size_t>(piece) * c.heads + h) * record_floats(c.head_dim));
+    }
+}
+
+// The row's y from the records of all its pieces.
+template <class T, class R>
+inline void run_ring_join(const RingCall& c, std::int32_t b, std::int32_t pieces, const float* records) {
+    const TokenOf<T> token(c, 0, b);
+    RingPass<T, R> pass(c, ring_row_of(c, b).slot);
+    float wrong = 0.0f;
+    for (std::int32_t h = 0; h < c.heads; h += pass.count) {
+        pass.take(token.q, h, heads_of_pass(c, h));
+        pass.own(token.k, token.v);
+        for (std::int32_t piece = 0; piece < pieces; ++piece) {
+            pass.take_over(records + (static_cast<std::size_t>(piece) * c.heads + h) * record_floats(c.head_dim));
+            pass.join();
         }
+        wrong += pass.finish(token.y);
+    }
+    if (c.check) c.check[b] = wrong;
+}
+
+// f(T{}, R{}) of a call's types.
+template <class T, class F>
+inline void with_ring(const RingCall& c, F f) {
+    switch (c.ring_dtype) {
+        case SPEECHSSM_F32: f(T{}, float{}); break;
+        case SPEECHSSM_F16: f(T{}, Half{}); break;
+        case SPEECHSSM_BF16: f(T{}, BFloat16{}); break;
+        default: f(T{}, Int8{});
+    }
+}
+template <class F>
+inline void with_types(const RingCall& c, F f) {
+    switch (c.dtype) {
+        case SPEECHSSM_F32: with_ring<float>(c, f); break;
+        case SPEECHSSM_F16: with_ring<Half>(c, f); break;
+        default: with_ring<BFloat16>(c, f);
     }
 }
 
-inline void run_ring(const RingCall& c, const RingPart& part) {
-    switch (c.dtype) {
-        case SPEECHSSM_F32: run_ring_rows<float>(c, part); break;
-        case SPEECHSSM_F16: run_ring_rows<Half>(c, part); break;
-        default: run_ring_rows<BFloat16>(c, part); break;
-    }
+inline void run_rows(const RingCall& c, std::int32_t first, std::int32_t end) {
+    with_types(c, [&](auto t, auto r) {
+        for (std::int32_t b = first; b < end; ++b) run_ring_row<decltype(t), decltype(r)>(c, b);
+    });
+}
+inline void run_piece(const RingCall& c, std::int32_t b, std::int32_t piece, float* records) {
+    with_types(c, [&](auto t, auto r) { run_ring_piece<decltype(t), decltype(r)>(c, b, piece, records); });
+}
+inline void run_join(const RingCall& c, std::int32_t b, std::int32_t pieces, const float* records) {
+    with_types(c, [&](auto t, auto r) { run_ring_join<decltype(t), decltype(r)>(c, b, pieces, records); });
 }
 
 SPEECHSSM_CLOSE

@@ -55,6 +55,13 @@ inline Sixteen load_sixteen(const float* from) {
 }
 inline void store_sixteen(float* to, Sixteen a) { std::memcpy(to, a.v, sizeof a.v); }
 
+// The largest of sixteen; none of them NaN.
+inline float largest_of(Sixteen a) {
+    float largest = a.v[0];
+    for (int j = 1; j < 16; ++j) largest = a.v[j] > largest ? a.v[j] : largest;
+    return largest;
+}
+
 // `value` in the first `count` lanes, 0 in the others, whatever they held.
 inline Sixteen first_lanes(Sixteen a, int count) {
     return each_of_sixteen([&](int j) { return j < count ? a.v[j] : 0.0f; });

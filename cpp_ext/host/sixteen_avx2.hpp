@@ -53,6 +53,14 @@ inline void store_sixteen(float* to, Sixteen a) {
     _mm256_storeu_ps(to + 8, a.hi);
 }
 
+// The largest of sixteen; none of them NaN.
+inline float largest_of(Sixteen a) {
+    const __m256 eight = _mm256_max_ps(a.lo, a.hi);
+    __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    four = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(four, _mm_shuffle_ps(four, four, 1)));
+}
+
 inline Sixteen first_lanes(Sixteen a, int count) {
     const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), most = _mm256_set1_epi32(count);
     const __m256i lo = _mm256_cmpgt_epi32(most, lane);

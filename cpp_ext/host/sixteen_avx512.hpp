@@ -42,6 +42,9 @@ inline Sixteen power_of_two(Sixteen shifted) {
 inline Sixteen load_sixteen(const float* from) { return {_mm512_loadu_ps(from)}; }
 inline void store_sixteen(float* to, Sixteen a) { _mm512_storeu_ps(to, a.v); }
 
+// The largest of sixteen; none of them NaN.
+inline float largest_of(Sixteen a) { return _mm512_reduce_max_ps(a.v); }
+
 inline Sixteen first_lanes(Sixteen a, int count) {
     const __mmask16 mask = static_cast<__mmask16>(count >= 16 ? 0xffff : (1 << count) - 1);
     return {_mm512_maskz_mov_ps(mask, a.v)};

@@ -16,6 +16,7 @@
 #include "device_op.hpp"
 #include "node_run.hpp"
 #include "ops.hpp"
+#include "room.hpp"
 #include "speechssm/check.hpp"
 #include "speechssm/ring_api.h"
 #if defined(SPEECHSSM_WITH_CUDA)
@@ -116,38 +117,29 @@ private:
 #endif
         const std::int32_t status = speechssm::check(&call);
         if (status != SPEECHSSM_OK) return refuse("%s", speechssm_status_text(status));
-        if (call.rows == 1 && call.tokens == 1 && call.heads > 1 && call.key_out == nullptr) return by_heads(call);
+        if (call.rows == 1 && call.key_out == nullptr && speechssm::ring_pieces_of(call, 0) > 1) return in_pieces(call);
         // Rows know nothing of each other, so threads change no bit.
         const auto each = [](void* data, std::size_t row) {
-            const speechssm_ring& c = *static_cast<const speechssm_ring*>(data);
             const std::int32_t b = static_cast<std::int32_t>(row);
-            speechssm::ring_part(c, {b, b + 1, 0, c.heads, c.check});
+            speechssm::ring_rows(*static_cast<const speechssm_ring*>(data), b, b + 1);
         };
         return api_.parallel_for(context_, each, static_cast<std::size_t>(call.rows), const_cast<speechssm_ring*>(&call));
     }
 
-    // Where part i begins: heads that share a ring stay together where there are several rings.
-    static std::int32_t first_head(const speechssm_ring& call, std::int32_t i, std::int32_t parts) {
-        if (call.kv_heads < 2) return call.heads * i / parts;
-        return call.kv_heads * i / parts * (call.heads / call.kv_heads);
-    }
-
-    // A lone row: nor do heads know of each other. Two parts at least; heads with rings of their own make up to four.
-    ort::Status* by_heads(const speechssm_ring& call) {
-        constexpr std::int32_t most = 4;
-        struct Parts {
+    // A lone row's step: threads share its slots.
+    ort::Status* in_pieces(const speechssm_ring& call) {
+        const std::int32_t count = speechssm::ring_pieces_of(call, 0);
+        const std::size_t bytes = static_cast<std::size_t>(count) * static_cast<std::size_t>(speechssm::ring_record_bytes(call));
+        struct Work {
             const speechssm_ring& call;
-            std::int32_t count;
-            float check[most];
-        } parts{call, call.kv_heads < 2 ? 2 : call.kv_heads < most ? call.kv_heads : most, {}};
-        const auto each = [](void* data, std::size_t part) {
-            Parts& p = *static_cast<Parts*>(data);
-            const std::int32_t i = static_cast<std::int32_t>(part);
-            speechssm::ring_part(p.call, {0, 1, first_head(p.call, i, p.count), first_head(p.call, i + 1, p.count), &p.check[i]});
+            float* records;
+        } work{call, static_cast<float*>(ort::room(bytes))};
+        const auto each = [](void* data, std::size_t piece) {
+            const Work& w = *static_cast<const Work*>(data);
+            speechssm::ring_piece(w.call, 0, static_cast<std::int32_t>(piece), w.records);
         };
-        if (ort::Status* failed = api_.parallel_for(context_, each, static_cast<std::size_t>(parts.count), &parts)) return failed;
-        *call.check = 0.0f;
-        for (std::int32_t i = 0; i < parts.count; ++i) *call.check += parts.check[i];
+        if (ort::Status* failed = api_.parallel_for(context_, each, static_cast<std::size_t>(count), &work)) return failed;
+        speechssm::ring_join(call, 0, count, work.records);
         return nullptr;
     }
 
