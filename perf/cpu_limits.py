@@ -2,9 +2,9 @@
 
     python -m speechssm.perf.cpu_limits --shape 200m --threads 2 --peers
 
-One row is bound by reading weights: bytes of weights a step reads, over the bandwidth measured in the same
-run. Sixty-four rows are bound by arithmetic: their rate, over the best rate of the same kind of product
-measured in the same run. All storages, and Hugging Face's ``RecurrentGemma.generate`` with the same weights
+One row is bound by reading weights: bytes of weights a step reads, over the bandwidth of reading plain memory.
+Sixty-four rows are bound by arithmetic: their rate, over the best rate of the same kind of product. Reading and products
+take turns with the steps, so that a machine that is faster for a second is so for both. All storages, and Hugging Face's ``RecurrentGemma.generate`` with the same weights
 where it is asked for, take turns. Bundles are written without a parity report: the arithmetic does not
 depend on the weights.
 """
@@ -39,7 +39,7 @@ from speechssm.runtime.lm import LanguageModel, LMRows
 from speechssm.runtime.settings import SamplerSettings
 
 from .lm import contestant
-from .roofline import measure as roofline
+from .roofline import Reader
 
 STORAGES: tuple[Storage, ...] = ("float32", "int8", "int4", "dynamic_int8")
 NATIVE: tuple[Storage, ...] = ("float32", "float16", "bfloat16", "int8", "int4")
@@ -117,23 +117,38 @@ def in_turns(jobs: Mapping[str, Callable[[], object]], seconds: float) -> dict[s
 # the machine's own limits
 
 
-def product_rates(threads: int, rows: int = 64, seconds: float = 0.3) -> dict[str, float]:
-    """Best operations per second of ``rows`` rows through one (1024, 3072) matrix, by storage, in ONNX Runtime."""
-    inputs, outputs = GEMM_SIDE
-    matrix = np.random.default_rng(0).standard_normal((outputs, inputs)).astype(np.float32)
-    found: dict[str, float] = {}
-    for storage in STORAGES:
-        session = _product(storage, matrix, threads)
-        x = np.random.default_rng(1).standard_normal((rows, inputs)).astype(np.float32)
-        given = np.clip(x * 40 + 128, 0, 255).astype(np.uint8) if storage == "dynamic_int8" else x
-        session.run(None, {"x": given})
-        best, started = float("inf"), time.perf_counter()
-        while time.perf_counter() - started < seconds:
-            at = time.perf_counter()
+class Products:
+    """A product of ``rows`` rows through one (1024, 3072) matrix in ONNX Runtime, by storage; a job is some of them."""
+
+    REPEATS = 5
+
+    def __init__(self, storages: Sequence[Storage], threads: int, rows: int) -> None:
+        inputs, outputs = GEMM_SIDE
+        rng = np.random.default_rng(0)
+        matrix = rng.standard_normal((outputs, inputs)).astype(np.float32)
+        x = rng.standard_normal((rows, inputs)).astype(np.float32)
+        self.operations = 2 * rows * inputs * outputs
+        self.jobs: dict[str, Callable[[], object]] = {}
+        self._best: dict[str, float] = {}
+        for storage in dict.fromkeys(storages):
+            session = _product(storage, matrix, threads)
+            given = np.clip(x * 40 + 128, 0, 255).astype(np.uint8) if storage == "dynamic_int8" else x
             session.run(None, {"x": given})
-            best = min(best, time.perf_counter() - at)
-        found[storage] = 2 * rows * inputs * outputs / best
-    return found
+            self._best[storage] = float("inf")
+            self.jobs[f"product {storage}"] = self._job(storage, session, given)
+
+    def _job(self, storage: str, session: Any, given: np.ndarray) -> Callable[[], None]:
+        def run() -> None:
+            for _ in range(self.REPEATS):
+                at = time.perf_counter()
+                session.run(None, {"x": given})
+                self._best[storage] = min(self._best[storage], time.perf_counter() - at)
+
+        return run
+
+    def rates(self) -> dict[str, float]:
+        """Best operations a second so far, by storage."""
+        return {storage: self.operations / best for storage, best in self._best.items()}
 
 
 def _product(storage: Storage, matrix: np.ndarray, threads: int) -> Any:
@@ -241,27 +256,30 @@ def limits(
     measures one form after the other, each with the machine's limits anew, for models that fit memory but once.
     """
     forms = [(s, n) for s in storages for n in (False, True)[: 1 + native] if not n or s in NATIVE]
-    report: dict[str, Any] = {"parameters": shape.parameters, "threads": threads, "apart": apart, "steps": []}
-    read, products = list[float](), list[dict[str, float]]()
+    steps = list[dict[str, Any]]()
     for group in [[form] for form in forms] if apart else [forms]:
         with tempfile.TemporaryDirectory(dir=work, prefix="speechssm-limits-") as name:
             timed = [written(shape, s, Path(name) / f"{s}-{n}", threads, native=n) for s, n in group]
-            rates = product_rates(threads)
-            read.append(roofline(threads=threads, passes=3).read_bytes_per_s)
-            products.append({k: v / 1e9 for k, v in rates.items()})
             for count in rows:
-                pools = {one.label: pool_of(one, count) for one in timed}
-                times = in_turns({label: pool.step for label, pool in pools.items()}, seconds)
-                report["steps"] += [_row(one, shape, count, times[one.label], read[-1], rates) for one in timed]
-                pools.clear()
+                steps += _measured(timed, shape, count, threads, seconds)
             for one in timed:
                 one.lm.step.close()
             timed.clear()
-    read.append(roofline(threads=threads, passes=3).read_bytes_per_s)
-    return report | {
-        "read_gb_per_s": [r / 1e9 for r in read],
-        "product_gop_per_s_at_64_rows": products,
-    }
+    return {"parameters": shape.parameters, "threads": threads, "apart": apart, "steps": steps}
+
+
+def _measured(
+    timed: Sequence[Timed], shape: LMShape, rows: int, threads: int, seconds: float
+) -> list[dict[str, Any]]:
+    """The forms' steps in turns with reading and, where rows are many, with products."""
+    pools = {one.label: pool_of(one, rows) for one in timed}
+    reader = Reader(threads)
+    products = Products([one.storage for one in timed] if rows > 1 else [], threads, rows)
+    jobs = {"read": reader, **products.jobs, **{label: pool.step for label, pool in pools.items()}}
+    times = in_turns(jobs, seconds)
+    reader.close()
+    bandwidth = reader.bytes / float(np.median(times["read"]))
+    return [_row(one, shape, rows, times[one.label], bandwidth, products.rates()) for one in timed]
 
 
 def _row(
@@ -269,6 +287,7 @@ def _row(
 ) -> dict[str, Any]:
     low, middle = (float(np.percentile(times, p)) for p in (20, 50))
     flops = 2 * shape.matrix_parameters * rows
+    rate = rates.get(timed.storage)
     return {
         "storage": timed.storage,
         "native": timed.native,
@@ -278,8 +297,10 @@ def _row(
         "step_ms_p20": low * 1e3,
         "tokens_per_s": rows / middle,
         "weights_mb": timed.weight_bytes / 1e6,
+        "read_gb_per_s": bandwidth / 1e9,
         "share_of_bandwidth": timed.weight_bytes / bandwidth / middle,
-        "share_of_product_rate": flops / middle / rates[timed.storage],
+        "product_gop_per_s": rate and rate / 1e9,
+        "share_of_product_rate": rate and flops / middle / rate,
     }
 
 

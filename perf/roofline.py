@@ -72,6 +72,23 @@ def measure(*, threads: int | None = None, passes: int = 5, size: int = 512) -> 
     return Roofline(threads, reading, copying, 2 * size**3 / product)
 
 
+class Reader:
+    """Reads ``threads`` buffers of ``buffer_bytes`` side by side, once a call: to take turns with what it is compared with."""
+
+    def __init__(self, threads: int, buffer_bytes: int = BUFFER_BYTES // 4) -> None:
+        self.bytes = threads * buffer_bytes
+        self._buffers = [np.full(buffer_bytes // 4, 1, np.float32) for _ in range(threads)]
+        self._pool = ThreadPoolExecutor(threads)
+
+    def __call__(self) -> None:
+        """One pass."""
+        list(self._pool.map(np.max, self._buffers))
+
+    def close(self) -> None:
+        """Let its threads go."""
+        self._pool.shutdown()
+
+
 def _blas_threads(threads: int) -> AbstractContextManager[object]:
     """numpy's products in ``threads`` threads, where threadpoolctl is installed; else in as many as it likes."""
     try:
