@@ -75,7 +75,7 @@ def measure(*, threads: int | None = None, passes: int = 5, size: int = 512) -> 
 class Reader:
     """Reads ``threads`` buffers of ``buffer_bytes`` side by side, once a call: to take turns with what it is compared with."""
 
-    def __init__(self, threads: int, buffer_bytes: int = BUFFER_BYTES // 4) -> None:
+    def __init__(self, threads: int, buffer_bytes: int = BUFFER_BYTES) -> None:
         self.bytes = threads * buffer_bytes
         self._buffers = [np.full(buffer_bytes // 4, 1, np.float32) for _ in range(threads)]
         self._pool = ThreadPoolExecutor(threads)
