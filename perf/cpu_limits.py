@@ -32,6 +32,7 @@ from speechssm.engines.ort import OrtOptions, import_onnxruntime
 from speechssm.export.checkpoints.huggingface import layout
 from speechssm.export.checkpoints.seeded import seeded_griffin
 from speechssm.export.package import part_file
+from speechssm.export.parity.compare import RING_STEPS
 from speechssm.export.presets import PRESETS
 from speechssm.export.quantize import BLOCK, quantize
 from speechssm.export.storage import Storage
@@ -265,7 +266,7 @@ def limits(
             for one in timed:
                 one.lm.step.close()
             timed.clear()
-    return {"parameters": shape.parameters, "threads": threads, "apart": apart, "steps": steps}
+    return {"parameters": shape.parameters, "threads": threads, "ring": shape.ring, "apart": apart, "steps": steps}
 
 
 def _measured(
@@ -313,6 +314,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--storages", nargs="+", default=list(STORAGES))
+    parser.add_argument("--ring", choices=RING_STEPS, default="float32", help="how past keys and values are kept")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 64])
     parser.add_argument("--work", type=Path, help="folder for the temporary bundles")
     parser.add_argument("--native", action="store_true", help="also with the native library's operators")
@@ -320,7 +322,7 @@ def main() -> None:
     parser.add_argument("--peers", action="store_true", help="also Hugging Face generate, same weights")
     parser.add_argument("--peer-tokens", type=int, default=16)
     given = parser.parse_args()
-    shape = SHAPES[given.shape]
+    shape = SHAPES[given.shape].model_copy(update={"ring": given.ring})
     found = limits(
         shape, storages=given.storages, rows=given.rows, threads=given.threads, seconds=given.seconds,
         work=given.work, native=given.native, apart=given.apart,
