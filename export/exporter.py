@@ -279,9 +279,10 @@ def export_models(
     layer is in memory while weights are written. ``storage`` is how weight matrices lie on disk; graphs
     widen them to float32 when they are loaded. ``rollout`` is the length of the parity report's rollout
     in steps: 24 000 up to 50 M parameters and 64 above when not given. ``threads`` is for its engine.
+    Of more than 4 000 M parameters in two bytes, the report's engine widens them at each use.
     ``ring_op`` makes attention one node of the domain ``speechssm``, as the recurrence is: a kernel where
     the native library is loaded, else the same nodes as without it; ``linear_op`` does so with every linear layer
-    and with what lies between those of a recurrent block. It is for processors.
+    with what lies between those of a recurrent block, and with the sampler. It is for processors.
 
     Raises ExportError when the target exists, a weight is missing or not finite, a parity gate is
     missed, or the disk fails; no bundle is left then. After a missed gate the report is kept beside the

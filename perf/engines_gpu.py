@@ -108,7 +108,8 @@ def engine_steps(
         lm = LanguageModel(
             step, lambda: plain("lm_chunk"), schema, part.shape.vocab, part.k_max, float("inf")
         )
-        times, tokens = _run(lm, rows, steps)
+        pool = _pool(lm, rows)
+        times, tokens = _run(pool, steps)
         weights = part.shape.matrix_parameters * (4 if precision == "float32" else 2)
         report: Report = {
             "flavour": flavour,
@@ -122,7 +123,8 @@ def engine_steps(
             "build_s": made.seconds,
             "step_us": 1e6 * float(np.median(times)),
             "weight_bytes": weights,
-            "eager_because": [b.eager_because for b in getattr(step, "_bound", [])],
+            "eager_because": [b.eager_because for b in pool.bindings],
+            "kernels": kernels_of(pool.step),
         }
         if preset in ("tiny", "demo"):
             reference = LanguageModel(
@@ -133,14 +135,14 @@ def engine_steps(
                 part.k_max,
                 float("inf"),
             )
-            _, expected = _run(reference, rows, steps)
+            _, expected = _run(_pool(reference, rows), steps)
             differing = [i for i, (a, b) in enumerate(zip(tokens, expected, strict=True)) if a != b]
             report["first_step_that_differs"] = differing[0] if differing else None
         step.close()
     return report
 
 
-def _run(lm: Any, rows: int, steps: int) -> tuple[list[float], list[list[int]]]:
+def _pool(lm: Any, rows: int) -> Any:
     from speechssm.runtime.lm import LMRows
     from speechssm.runtime.settings import SamplerSettings
 
@@ -148,12 +150,35 @@ def _run(lm: Any, rows: int, steps: int) -> tuple[list[float], list[list[int]]]:
     for row in range(rows):
         pool.start(row, row % lm.vocab, SamplerSettings(), seed=row)
     pool.active[:] = True
+    return pool
+
+
+def _run(pool: Any, steps: int) -> tuple[list[float], list[list[int]]]:
     times, tokens = [], []
     for _ in range(steps):
         started = time.perf_counter()
         tokens.append(pool.step().tokens.tolist())
         times.append(time.perf_counter() - started)
     return times[min(20, steps // 2) :], tokens
+
+
+def kernels_of(job: Callable[[], object], times: int = 4, most: int = 20) -> Report:
+    """What the device ran for one call of ``job``: kernels, their time, and the largest of them by name."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+        for _ in range(times):
+            job()
+    found = [e for e in seen.key_averages() if e.self_device_time_total > 0]
+    found.sort(key=lambda e: -e.self_device_time_total)
+    return {
+        "count": sum(e.count for e in found) / times,
+        "us": sum(e.self_device_time_total for e in found) / times,
+        "largest": [
+            {"name": e.key[:100], "us": e.self_device_time_total / times, "count": e.count / times}
+            for e in found[:most]
+        ],
+    }
 
 
 def copy_bandwidth(device: Device) -> float:
@@ -197,12 +222,15 @@ def parts(out: Path, quick: bool, exports: Path) -> list[tuple[str, Callable[[],
         )
     if not quick:
         for rows in (1, 64):
-            made.append(
-                (
-                    f"onnxruntime-cuda 2b, {rows} rows",
-                    lambda r=rows: engine_steps(exports, "onnxruntime-cuda", "2b", "bfloat16", r, 200),  # type: ignore[misc]
+            for ring_op in (False, True):
+                made.append(
+                    (
+                        f"onnxruntime-cuda 2b, {rows} rows{', our attention' if ring_op else ''}",
+                        lambda r=rows, o=ring_op: engine_steps(  # type: ignore[misc]
+                            exports, "onnxruntime-cuda", "2b", "bfloat16", r, 200, ring_op=o
+                        ),
+                    )
                 )
-            )
     return made
 
 

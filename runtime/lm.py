@@ -98,6 +98,11 @@ class LMRows:
         self._grows = any(s.grows for s in lm.schema)
         self._bindings: dict[tuple[int, int], Bindings] = {}
 
+    @property
+    def bindings(self) -> tuple[Bindings, ...]:
+        """What has been bound so far, one for each number of rows and parity: what a profile asks how it runs."""
+        return tuple(self._bindings.values())
+
     def _bind(self, width: int, parity: int) -> Bindings:
         """Bindings over the first ``width`` rows; made at its first step, so that later ones look nothing up."""
         if (width, parity) not in self._bindings:
