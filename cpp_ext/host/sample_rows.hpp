@@ -96,15 +96,36 @@ inline std::int32_t inverse_cdf(const SampleRoom& room, std::int32_t vocab, floa
     return last;
 }
 
+// A weight that at least `asked` tokens reach, and not many more; 0 where that cannot be said cheaply. Of the largest of
+// each group, no two groups sharing a token, the asked-th is one.
+template <class V>
+inline float within_reach(const SampleRoom& room, std::int32_t vocab, std::int32_t asked) {
+    constexpr int lane = Lane<V>::width;
+    float* const most = reinterpret_cast<float*>(room.order);  // not in use yet
+    std::int32_t groups = 0;
+    for (std::int32_t first = 0; first + kSumBlock <= vocab; first += kSumBlock, groups += lane) {
+        V largest = splat<V>(0.0f);
+        for (std::int32_t i = first; i < first + kSumBlock; i += lane) largest = at_least(largest, load_lane(room.weight + i, V{}));
+        store_lane(most + groups, largest);
+    }
+    if (groups < asked) return 0.0f;
+    std::nth_element(most, most + asked - 1, most + groups, std::greater<>());
+    return most[asked - 1];
+}
+
 // Among the likeliest `asked`, the shortest prefix that holds top_p of their weight.
+template <class V>
 inline std::int32_t cut_sample(const SampleRoom& room, std::int32_t vocab, std::int32_t asked, float top_p, float uniform) {
+    const float least = within_reach<V>(room, vocab, asked);
     // Weights are not negative, so their bits are in their order; of equal ones the lower token comes first.
+    std::int32_t candidates = 0;
     for (std::int32_t i = 0; i < vocab; ++i) {
+        if (room.weight[i] < least) continue;
         std::uint32_t bits;
         std::memcpy(&bits, room.weight + i, sizeof bits);
-        room.order[i] = static_cast<std::uint64_t>(bits) << 32 | (0xffffffffu - static_cast<std::uint32_t>(i));
+        room.order[candidates++] = static_cast<std::uint64_t>(bits) << 32 | (0xffffffffu - static_cast<std::uint32_t>(i));
     }
-    if (asked < vocab) std::nth_element(room.order, room.order + asked - 1, room.order + vocab, std::greater<>());
+    if (asked < candidates) std::nth_element(room.order, room.order + asked - 1, room.order + candidates, std::greater<>());
     std::sort(room.order, room.order + asked, std::greater<>());
     const auto token = [&](std::int32_t rank) {
         return static_cast<std::int32_t>(0xffffffffu - static_cast<std::uint32_t>(room.order[rank]));
@@ -143,7 +164,7 @@ inline void sample_one(const speechssm_sample& c, std::int32_t row, void* worksp
         token = inverse_cdf(room, c.vocab, c.uniform[row] * total);
     } else {
         const std::int64_t most = std::min(c.k_max, c.vocab), asked = c.top_k[row] > 0 ? std::min(c.top_k[row], most) : most;
-        token = cut_sample(room, c.vocab, static_cast<std::int32_t>(asked), c.top_p[row], c.uniform[row]);
+        token = cut_sample<V>(room, c.vocab, static_cast<std::int32_t>(asked), c.top_p[row], c.uniform[row]);
     }
     c.token[row] = token;
     c.logprob[row] = logits[token] / temperature - largest - static_cast<float>(std::log(static_cast<double>(total)));
