@@ -282,7 +282,7 @@ def export_models(
     Of more than 4 000 M parameters in two bytes, the report's engine widens them at each use.
     ``ring_op`` makes attention one node of the domain ``speechssm``, as the recurrence is: a kernel where
     the native library is loaded, else the same nodes as without it; ``linear_op`` does so with every linear layer
-    with what lies between those of a recurrent block, and with the sampler. It is for processors.
+    with what lies between those of a recurrent block, with appends to rings and with the sampler. It is for processors.
 
     Raises ExportError when the target exists, a weight is missing or not finite, a parity gate is
     missed, or the disk fails; no bundle is left then. After a missed gate the report is kept beside the

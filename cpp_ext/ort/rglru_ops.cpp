@@ -145,7 +145,8 @@ ort::Status* domain(ort::Api api, ort::CustomOpDomain** out) {
                     *next = make_op(kind, device, type);
                     if (ort::Status* failed = api.add_op(fresh, next++)) return failed;
                 }
-        for (const auto add : {speechssm::add_ring_ops, speechssm::add_linear_ops, speechssm::add_recurrent_ops, speechssm::add_sample_ops})
+        for (const auto add : {speechssm::add_ring_ops, speechssm::add_linear_ops, speechssm::add_recurrent_ops,
+                               speechssm::add_sample_ops, speechssm::add_write_ops})
             if (ort::Status* failed = add(api, fresh)) return failed;
         made = fresh;
     }

@@ -24,6 +24,7 @@ from .rglru_function import rglru_scan, rglru_step
 from .ring_function import ring_attend, ring_scan, scan_attention
 from .sample_function import sample_token
 from .sampler import sample, sampler_inputs
+from .write_function import has_write, write_rings
 from .transformer import nodes_of
 
 
@@ -68,7 +69,7 @@ def _build_step(n: Nodes, *, logits: bool = False) -> GraphBuilder:
     new: dict[str, str] = {}
     checks: list[str] = []
     largest: list[str] = []
-    written: list[tuple[str, Ring, str]] = []
+    written: list[tuple[str, tuple[Ring, Ring], tuple[str, str]]] = []
     x = n.embed(token)
     for i, block in enumerate(shape.blocks):
         name = f"L{i:02d}"
@@ -104,7 +105,7 @@ def _build_step(n: Nodes, *, logits: bool = False) -> GraphBuilder:
                 else:
                     attended, scores = n.attend(q, k, v, key, value, column)
                 x = n.add_linear(x, attended, f"{name}.out", shape.heads * shape.head_dim, shape.width)
-                written += [(f"{name}_key", key, k), (f"{name}_value", value, v)]
+                written.append((name, (key, value), (k, v)))
                 # The scores stand for the keys in the ring: an infinite key may get no weight and so stay
                 # unseen in the output. An infinite value is always seen there.
                 checks += [seen] if n.ring_op else [n.finite_zero(scores), n.finite_zero(k), n.finite_zero(v)]
@@ -124,8 +125,12 @@ def _build_step(n: Nodes, *, logits: bool = False) -> GraphBuilder:
     # Health is never below zero, so what is added is zero; an engine cannot know that.
     late = g.op("Cast", g.op("Less", health, g.const(np.float32(0))), to=INT64)
     column = g.op("Add", column, g.op("Unsqueeze", late, g.const([1])))
-    for name, ring, fresh in written:
-        new |= _named(name, n.write_ring(ring, fresh, column, active_column))
+    for name, (key, value), (k, v) in written:
+        if n.linear_op and has_write(n):
+            key, value = write_rings(n, (key, value), (k, v), column, active_column)
+        else:
+            key, value = (n.write_ring(*pair, column, active_column) for pair in ((key, k), (value, v)))
+        new |= _named(f"{name}_key", key) | _named(f"{name}_value", value)
     health = g.op("Where", active, health, g.const(np.float32(0)))
     g.output("token_out", chosen, INT64, ("b",))
     g.output("logprob", logprob, FLOAT, ("b",))

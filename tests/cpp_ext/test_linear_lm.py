@@ -158,7 +158,7 @@ def test_an_export_with_the_operators_is_a_bundle_like_any(library, tmp_path: Pa
     names = {f.name for f in onnx.load(bundle.graph("lm_step")[0], load_external_data=False).functions}
     ending = "Blocks" if storage == "int8" else ""
     layers = {f"{n}{ending}" for n in ("NormLinear", "NormActivatedLinear", "NormGatedLinear", "AddLinear")}
-    assert names == layers | {"RGLRUStep", "RecurrentStep", "RingAttend", "SampleToken"}
+    assert names == layers | {"RGLRUStep", "RecurrentStep", "RingAttend", "RingWrite", "SampleToken"}
 
 
 def test_engines_refuse_what_is_for_processors(tmp_path: Path):

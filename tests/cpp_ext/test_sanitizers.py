@@ -13,7 +13,9 @@ from speechssm.cpp_ext.build import library_file
 from tests.cpp_ext.conftest import built
 
 ROOT = Path(__file__).parents[2]
-HOST_TESTS = tuple(f"tests/cpp_ext/test_{op}_host.py" for op in ("rglru", "conv4", "ring", "linear", "sample"))
+HOST_TESTS = tuple(
+    f"tests/cpp_ext/test_{op}_host.py" for op in ("rglru", "conv4", "ring", "linear", "sample")
+)
 
 
 def runtime(name: str) -> str:

@@ -86,7 +86,7 @@ def export(
         bool,
         typer.Option(
             "--linear-op",
-            help="Linear layers, a recurrence with all around it, and the sampler, as one node each, likewise.",
+            help="Linear layers, a recurrence with all around it, appends and the sampler as one node each, likewise.",
         ),
     ] = False,
     tokenizer: _Part = None,
