@@ -266,7 +266,13 @@ def limits(
             for one in timed:
                 one.lm.step.close()
             timed.clear()
-    return {"parameters": shape.parameters, "threads": threads, "ring": shape.ring, "apart": apart, "steps": steps}
+    return {
+        "parameters": shape.parameters,
+        "threads": threads,
+        "ring": shape.ring,
+        "apart": apart,
+        "steps": steps,
+    }
 
 
 def _measured(
@@ -314,7 +320,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--storages", nargs="+", default=list(STORAGES))
-    parser.add_argument("--ring", choices=RING_STEPS, default="float32", help="how past keys and values are kept")
+    parser.add_argument(
+        "--ring", choices=RING_STEPS, default="float32", help="how past keys and values are kept"
+    )
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 64])
     parser.add_argument("--work", type=Path, help="folder for the temporary bundles")
     parser.add_argument("--native", action="store_true", help="also with the native library's operators")

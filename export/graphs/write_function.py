@@ -26,7 +26,9 @@ def has_write(n: Nodes) -> bool:
     return n.shape.ring != "int8" and n.shape.cache != "grow"
 
 
-def write_rings(n: Nodes, rings: tuple[Ring, Ring], fresh: tuple[str, str], position: str, active: str) -> tuple[Ring, Ring]:
+def write_rings(
+    n: Nodes, rings: tuple[Ring, Ring], fresh: tuple[str, str], position: str, active: str
+) -> tuple[Ring, Ring]:
     """Key and value ring of a layer with k and v appended; shapes as above."""
     declare(n.g, WRITE, partial(_function, n))
     key, value = n.g.ops(WRITE, rings[0][0], rings[1][0], *fresh, position, active, outputs=2, domain=DOMAIN)
