@@ -3,10 +3,10 @@
     python -m speechssm.perf.cpu_limits --shape 200m --threads 2 --peers
 
 One row is bound by reading weights: bytes of weights a step reads, over the bandwidth of reading plain memory.
-Sixty-four rows are bound by arithmetic: their rate, over the best rate of the same kind of product. Reading and products
-take turns with the steps, so that a machine that is faster for a second is so for both. All storages, and Hugging Face's ``RecurrentGemma.generate`` with the same weights
-where it is asked for, take turns. Bundles are written without a parity report: the arithmetic does not
-depend on the weights.
+Sixty-four rows are bound by arithmetic: their rate, over the best rate of the same kind of product. Reading and
+products take turns with the steps, so that a machine that is faster for a second is so for both. All storages take
+turns, and Hugging Face's ``RecurrentGemma.generate`` with the same weights where it is asked for. Bundles are
+written without a parity report: the arithmetic does not depend on the weights.
 """
 
 from __future__ import annotations
@@ -282,7 +282,11 @@ def _measured(
     pools = {one.label: pool_of(one, rows) for one in timed}
     reader = Reader(threads)
     products = Products([one.storage for one in timed] if rows > 1 else [], threads, rows)
-    jobs = {"read": reader, **products.jobs, **{label: pool.step for label, pool in pools.items()}}
+    jobs: dict[str, Callable[[], object]] = {
+        "read": reader,
+        **products.jobs,
+        **{label: pool.step for label, pool in pools.items()},
+    }
     times = in_turns(jobs, seconds)
     reader.close()
     bandwidth = reader.bytes / float(np.median(times["read"]))

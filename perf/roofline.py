@@ -73,7 +73,7 @@ def measure(*, threads: int | None = None, passes: int = 5, size: int = 512) -> 
 
 
 class Reader:
-    """Reads ``threads`` buffers of ``buffer_bytes`` side by side, once a call: to take turns with what it is compared with."""
+    """Reads a buffer of ``buffer_bytes`` in each of ``threads`` threads once a call, in turns with what is compared."""
 
     def __init__(self, threads: int, buffer_bytes: int = BUFFER_BYTES) -> None:
         self.bytes = threads * buffer_bytes

@@ -24,8 +24,8 @@ from .rglru_function import rglru_scan, rglru_step
 from .ring_function import ring_attend, ring_scan, scan_attention
 from .sample_function import sample_token
 from .sampler import sample, sampler_inputs
-from .write_function import has_write, write_rings
 from .transformer import nodes_of
+from .write_function import has_write, write_rings
 
 
 def build_lm_step(

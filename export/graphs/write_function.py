@@ -2,9 +2,9 @@
 
     RingWrite(key, value (b,w,g,k), k, v (b,g,1,k), position (b,1), active (b,1)) -> key_out, value_out
 
-The slot ``position`` mod w of an active row takes k and v, all else stays. The body is the plain graph's nodes, seven to a
-ring; the kernel (cpp_ext/ort/write_ops.cpp) is one to a layer, and like them writes where a ring lies when its output is
-bound to its input. Rings are float32 or float16, of w slots.
+The slot ``position`` mod w of an active row takes k and v, all else stays. The body is the plain graph's nodes; the
+kernel (cpp_ext/ort/write_ops.cpp) is one node to a layer, and like them writes where a ring lies when its output
+is bound to its input. Rings are float32 or float16, of w slots.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ where chunks of sqrt(t) take 230 (a GPU waits for each), and its gradient is the
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch

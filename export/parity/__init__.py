@@ -109,8 +109,8 @@ def check_lm(
     ``parameters`` must already be as the bundle stores them (:mod:`speechssm.export.storage`); ``count``
     is how many there are, which decides the length unless ``rollout`` does. The engine runs first and is
     closed before the reference begins, so that memory holds one of them. Two-byte weights of models above
-    :data:`WIDE_PARAMETERS` are widened product by product; ONNX Runtime then has no product that rounds the same for one
-    row as for several, so rows and chunks are held to the gate's bound for states in place of equal bits.
+    :data:`WIDE_PARAMETERS` are widened product by product; ONNX Runtime then has no product that rounds the same
+    for one row as for several, so rows and chunks are held to the gate's bound for states in place of equal bits.
 
     Raises ExportError when a graph gives a number that is not finite.
     """
