@@ -101,11 +101,10 @@ class OrtGraph:
         providers = [self._provider(options)]
         if options.provider != "cpu":
             providers.append(PROVIDERS["cpu"])
-        left_out = [] if options.widen_once else ["ConstantFolding"]
+        # Folding a constant's Cast is what holds it in float32.
+        more = {} if options.widen_once else {"disabled_optimizers": ["ConstantFolding"]}
         try:
-            return ort.InferenceSession(
-                str(path), settings, providers=providers, disabled_optimizers=left_out
-            )
+            return ort.InferenceSession(str(path), settings, providers=providers, **more)
         except Exception as error:  # ONNX Runtime raises its own family of exceptions, all from Exception
             raise EngineError(f"ONNX Runtime cannot load {path}: {first_line(error)}") from error
 

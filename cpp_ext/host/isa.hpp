@@ -16,7 +16,7 @@ void rglru_rows_avx512(const speechssm_rglru& call);
 #endif
 
 // Rows first .. end - 1 of a checked call; or, of a step that appends nothing, one piece of a row's slots into records that
-// a join makes y of. Either way the same bits.
+// a join makes y of, for float32 streams. Either way the same bits.
 constexpr int32_t kPiece = 512;  // slots
 void ring_rows_scalar(const speechssm_ring& call, int32_t first, int32_t end);
 void ring_piece_scalar(const speechssm_ring& call, int32_t row, int32_t piece, float* records);

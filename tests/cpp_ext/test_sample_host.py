@@ -18,7 +18,7 @@ from tests.cpp_ext.lru_native import AVX2, AVX512, SCALAR, pointer, poisoned
 
 BORDER = 2e-6
 """How far, in probability, a token may lie from its place: float32 sums."""
-VOCABS = (1, 2, 15, 16, 17, 255, 256, 257, 500, 5000, 32_768, 32_775)
+VOCABS = (1, 2, 15, 17, 256, 257, 500, 5000, 32_775)
 
 
 def settings(rng: np.random.Generator, rows: int, vocab: int) -> dict[str, np.ndarray]:
