@@ -35,7 +35,7 @@ void speechssm::ring_join(const speechssm_ring& call, int32_t row, int32_t piece
 }
 
 int64_t speechssm::ring_record_bytes(const speechssm_ring& call) {
-    return call.heads * ((call.head_dim + 15) / 16 * 16 + 32) * static_cast<int64_t>(sizeof(float));
+    return static_cast<int64_t>(call.heads * record_floats(call.head_dim) * sizeof(float));
 }
 
 int32_t speechssm::ring_pieces_of(const speechssm_ring& call, int32_t row) {

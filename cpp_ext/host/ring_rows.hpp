@@ -74,8 +74,6 @@ struct Head : Sums {
 
 constexpr float kNothing = -3.0e38f;  // largest score of no keys: finite, so that it joins with weight nothing
 
-// A head's sums of one piece as they are handed over: sums, weights, largest score, what was wrong.
-inline std::size_t record_floats(int dim) { return static_cast<std::size_t>(padded(dim)) + 32; }
 
 // N accumulators in registers over all of k.
 template <int N>

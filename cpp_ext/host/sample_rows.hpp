@@ -15,7 +15,7 @@
 
 SPEECHSSM_OPEN
 
-constexpr std::int32_t kSumBlock = 256;
+constexpr std::int32_t kSumBlock = SPEECHSSM_SAMPLE_BLOCK;
 
 struct SampleRoom {
     float* weight;         // (v)

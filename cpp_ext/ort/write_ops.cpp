@@ -10,7 +10,7 @@
 #include "device_op.hpp"
 #include "node_run.hpp"
 #include "ops.hpp"
-#include "speechssm/number.hpp"
+#include "speechssm/ring.hpp"
 
 namespace {
 
@@ -19,12 +19,6 @@ enum Input : std::size_t { kKey, kValue, kK, kV, kPosition, kActive, kInputs };
 struct Op : ort::DeviceOp {
     ort::ElementType ring;
 };
-
-template <class R>
-void put(const float* from, void* ring, std::int64_t at, std::int64_t count) {
-    R* const to = static_cast<R*>(ring) + at;
-    for (std::int64_t i = 0; i < count; ++i) speechssm::write(to + i, from[i]);
-}
 
 class Run : ort::NodeRun {
 public:
@@ -53,10 +47,11 @@ public:
             for (std::int64_t b = 0; b < rows; ++b) {
                 if (!active[b] || position[b] < 0) continue;
                 const std::int64_t at = (b * window + position[b] % window) * vector;
+                const auto count = static_cast<std::int32_t>(vector);
                 if (op_.ring == ort::kFloat)
-                    put<float>(from + b * vector, out, at, vector);
+                    speechssm::append_body(from + b * vector, static_cast<float*>(out) + at, nullptr, count);
                 else
-                    put<speechssm::Half>(from + b * vector, out, at, vector);
+                    speechssm::append_body(from + b * vector, static_cast<speechssm::Half*>(out) + at, nullptr, count);
             }
         }
         return nullptr;

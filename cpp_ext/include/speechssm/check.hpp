@@ -126,7 +126,7 @@ inline std::int32_t check(const speechssm_linear* call) {
 // Weights, the sums of their blocks and candidates, each from a multiple of 64 bytes on.
 inline std::int64_t sample_workspace_bytes(std::int64_t vocab) {
     if (vocab < 1) return 0;
-    return (vocab + 15) / 16 * 64 + (vocab / 256 + 16) / 16 * 64 + vocab * 8;
+    return (vocab + 15) / 16 * 64 + (vocab / SPEECHSSM_SAMPLE_BLOCK + 16) / 16 * 64 + vocab * 8;
 }
 
 inline std::int32_t check(const speechssm_sample* call) {

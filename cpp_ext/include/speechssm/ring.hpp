@@ -88,6 +88,10 @@ SPEECHSSM_HD std::int64_t ring_elements(const RingCall& c) {
     return static_cast<std::int64_t>(c.window) * c.kv_heads * c.head_dim;
 }
 
+// A head's sums of one piece of slots as a processor's threads hand them over: sums in whole lanes of sixteen, weights,
+// largest score, what was wrong.
+inline std::size_t record_floats(std::int32_t k) { return static_cast<std::size_t>((k + 15) / 16 * 16) + 32; }
+
 // exp(v) for v <= 0, or NaN; 0 below about -64. Beside the largest weight, which is 1, that is nothing, and
 // smaller weights would make denormal products, on which processors are fifteen times slower.
 template <class V>

@@ -17,6 +17,8 @@
 extern "C" {
 #endif
 
+enum { SPEECHSSM_SAMPLE_BLOCK = 256 }; /* weights to a sum */
+
 /* A row's results depend on nothing but the row. logprob is that of the token among all w. finite is 0, or NaN where
  * a logit is NaN or infinite above; the token is then still one of the vocabulary. */
 typedef struct speechssm_sample {
